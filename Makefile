@@ -1,0 +1,71 @@
+# Everything starts here: `make test`, `make demo`. A virtual environment is made in .venv; nothing outside the
+# repository is touched.
+#
+#   PYTHON=python3.12       the interpreter to build and test with
+#   TORCH=torch==2.13.0     what pip installs as torch; name a CPU build here to spare the download
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+SOURCES := $(shell find cpp bindings python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml LICENSE README.md
+CXX_FILES := $(shell find cpp bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+
+.DEFAULT_GOAL := help
+.PHONY: help test check unit demo bench precision sanitize sdist format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# torch first, in a step of its own, so that no other requirement chooses a build of it.
+.venv/torch.stamp:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+dist/wheel.stamp: $(SOURCES) .venv/torch.stamp
+	rm -rf dist/*.whl
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	touch $@
+
+.venv/installed.stamp: dist/wheel.stamp
+	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/*.whl
+	wheel=$$(ls dist/*.whl) && $(BIN)/pip install --quiet "$$wheel[test]"
+	touch $@
+
+test: check unit ## Build the wheel, check the style, run the whole suite against the installed wheel
+
+check: .venv/installed.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo clang-format
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+unit: .venv/installed.stamp
+	$(BIN)/python -m pytest --ignore=tests/benchmarks
+
+demo: .venv/installed.stamp ## Train on real text, read 1,000,000 bytes, complete a prompt, time the operators
+	$(BIN)/megalodon-core demo --output demo
+
+bench: .venv/installed.stamp ## Compare every operator with plain PyTorch (pytest-benchmark)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+
+precision: .venv/installed.stamp ## Measure the error of every operator and gradient; rewrites docs/precision.md
+	$(BIN)/python tests/precision.py --output docs/precision.md
+
+sanitize: .venv/installed.stamp ## The operator tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	tests/sanitize.sh $(BIN)
+
+sdist: .venv/torch.stamp ## The source distribution
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build --sdist --outdir dist .
+
+format: .venv/installed.stamp ## Format Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+clean: ## Remove everything that was built
+	rm -rf .venv build dist demo

@@ -1,0 +1,250 @@
+// Backward attention: recomputes the probabilities of one tile of queries at a time.
+//
+//   P = softmax(S)      dP = dY V^T      dS = P (dP - rowsum(P dP))
+//   dQ = scale dS K     dK = scale dS^T Q     dV = P^T dY
+//
+// One head of one chunk is a job. Its tiles follow one another, because each adds to the gradients of the
+// keys and values before it; within a tile the keys are cut into blocks, which touch disjoint rows of those
+// gradients. Threads share out the jobs where there are enough, else the blocks of one job after another.
+#pragma once
+
+#include "cpu/kernels/attention_forward.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+inline constexpr std::int64_t kValueDepth = 192;  // columns of the values multiplied at a time
+
+// What one thread packs for itself.
+template <class A>
+struct PackingSpace {
+  A *rows, *panel, *result;
+
+  PackingSpace(Arena<A>& arena, const AttentionSizes& sizes)
+      : rows(arena.take(kKeyRows * larger(round_up(sizes.key_dim, kPanel<A>), kValueDepth))),
+        panel(arena.take(kKeyRows * kPanel<A>)),
+        result(arena.take(kPanel<A> * kPanel<A>)) {}
+};
+
+// What all threads of a job share. Every block of keys leaves its share of a row's statistics in its own
+// slot.
+template <class A>
+struct BackwardSpace {
+  std::int64_t key_pitch, value_pitch;
+  std::int64_t stride;           // of a panel of scores
+  std::int64_t tile_rows;        // of a block's statistics
+  A *queries, *dy;               // [panel of columns][row][kPanel]
+  A *queries_t, *dy_t;           // [panel of rows][column][kPanel]
+  A *scores, *dscores;           // [panel of rows][key][kPanel]
+  A *shift, *inverse, *mean;     // per row: of the softmax, and rowsum(P dP)
+  A *maxima, *sums, *mean_sums;  // per block and row
+  A *dk, *dv;                    // [key][pitch]
+
+  BackwardSpace(Arena<A>& arena, const AttentionSizes& sizes)
+      : key_pitch(round_up(sizes.key_dim, kPanel<A>)),
+        value_pitch(round_up(sizes.value_dim, kPanel<A>)),
+        stride(round_up(sizes.keys, kBlockRows) * kPanel<A>),
+        tile_rows(sizes.tile_rows),
+        queries(arena.take(tile_rows * key_pitch)),
+        dy(arena.take(tile_rows * value_pitch)),
+        queries_t(arena.take(tile_rows * key_pitch)),
+        dy_t(arena.take(tile_rows * value_pitch)),
+        scores(arena.take(tile_rows / kPanel<A> * stride)),
+        dscores(arena.take(tile_rows / kPanel<A> * stride)),
+        shift(arena.take(tile_rows)),
+        inverse(arena.take(tile_rows)),
+        mean(arena.take(tile_rows)),
+        maxima(arena.take(tile_rows * round_up(sizes.keys, kKeyRows) / kKeyRows)),
+        sums(arena.take(tile_rows * round_up(sizes.keys, kKeyRows) / kKeyRows)),
+        mean_sums(arena.take(tile_rows * round_up(sizes.keys, kKeyRows) / kKeyRows)),
+        dk(arena.take(round_up(sizes.keys, kBlockRows) * key_pitch)),
+        dv(arena.take(round_up(sizes.keys, kBlockRows) * value_pitch)) {}
+};
+
+// A head of a chunk, with its memory and the threads that share its work.
+template <class A>
+struct BackwardJob {
+  const ChunkAttentionBackward& op;
+  const Chunk& chunk;
+  std::int64_t head;
+  const BackwardSpace<A>& space;
+  const AttentionSizes& sizes;
+  const Workspaces<PackingSpace<A>, A>& packing;
+  int threads;
+
+  PackingSpace<A> own_space() const { return packing.at(thread_index(), sizes); }
+};
+
+template <class A>
+class BackwardTile {
+ public:
+  BackwardTile(const BackwardJob<A>& job, const QueryTile<A>& tile)
+      : job_(job),
+        op_(job.op),
+        space_(job.space),
+        tile_(tile),
+        keys_{op_.initial_k, op_.k, job.chunk, job.head},
+        values_{op_.initial_v, op_.v, job.chunk, job.head},
+        dropout_(op_, job.chunk, job.head) {}
+
+  void run() const {
+    pack(op_.q, static_cast<A>(op_.scale), space_.queries, space_.queries_t);
+    pack(op_.dy, A(1), space_.dy, space_.dy_t);
+    for_blocks(
+        [&](std::int64_t block, std::int64_t first, std::int64_t last) { scores(block, first, last); });
+    for_rows([&](std::int64_t row) { finish_shift(row); });
+    for_blocks(
+        [&](std::int64_t block, std::int64_t first, std::int64_t last) { weights(block, first, last); });
+    for_rows([&](std::int64_t row) { finish_sums(row); });
+    for_blocks([&](std::int64_t, std::int64_t first, std::int64_t last) {
+      differentiate_softmax(first, last);
+      transposed_product(space_.scores, space_.stride, tile_, first, last, space_.dy, job_.sizes.value_dim,
+                         space_.dv, space_.value_pitch);
+      transposed_product(space_.dscores, space_.stride, tile_, first, last, space_.queries,
+                         job_.sizes.key_dim, space_.dk, space_.key_pitch);
+    });
+    const std::int64_t columns = space_.key_pitch / kPanel<A>;
+    parallel_for(columns * tile_.panels(), job_.threads,
+                 [&](std::int64_t i) { query_gradient(i / columns, i % columns * kPanel<A>); });
+  }
+
+ private:
+  template <class F>
+  void for_blocks(const F& f) const {
+    parallel_for((tile_.keys() - 1) / kKeyRows + 1, job_.threads, [&](std::int64_t block) {
+      f(block, block * kKeyRows, smaller(tile_.keys(), (block + 1) * kKeyRows));
+    });
+  }
+
+  template <class F>
+  void for_rows(const F& f) const {
+    for (std::int64_t row = 0; row < tile_.rows; row += kLanes<A>) f(row);
+  }
+
+  ScorePanel<A> panel_of(A* scores, std::int64_t panel) const {
+    return {scores + panel * space_.stride, tile_.panel_first(panel), tile_.panel_rows(panel)};
+  }
+
+  A* of_block(A* statistics, std::int64_t block, std::int64_t panel) const {
+    return statistics + block * space_.tile_rows + panel * kPanel<A>;
+  }
+
+  void pack(const Tensor& from, A scale, A* to, A* transposed) const {
+    const std::int64_t dim = from.size(3);
+    parallel_for((dim - 1) / kPanel<A> + 1, job_.threads, [&](std::int64_t i) {
+      const std::int64_t column = i * kPanel<A>;
+      pack_queries(from, job_.chunk, job_.head, tile_, column, scale, to + column * tile_.padded_rows());
+      transpose_queries(to + column * tile_.padded_rows(), tile_, column, dim, transposed);
+    });
+  }
+
+  void scores(std::int64_t block, std::int64_t first, std::int64_t last) const {
+    const PackingSpace<A> own = job_.own_space();
+    const std::int64_t dim = job_.sizes.key_dim;
+    keys_.load_rows(first, last - first, 0, dim, own.rows, space_.key_pitch);
+    score_product(own.rows, space_.key_pitch, first, last - first, space_.queries_t, dim, dim, tile_,
+                  space_.scores, space_.stride, false);
+    for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
+      const ScorePanel<A> scores = panel_of(space_.scores, panel);
+      const std::int64_t visible = smaller(last, tile_.panel_keys(panel));
+      scores.mask(first, visible, dropout_);
+      scores.maxima(first, visible, of_block(space_.maxima, block, panel));
+    }
+  }
+
+  void finish_shift(std::int64_t row) const {
+    Vec<A> highest = load(space_.maxima + row);
+    for (std::int64_t key = kKeyRows; key < tile_.keys(); key += kKeyRows) {
+      highest = max(highest, load(space_.maxima + key / kKeyRows * space_.tile_rows + row));
+    }
+    store(space_.shift + row, softmax_shift<A>(highest, dropout_));
+  }
+
+  // Scores become exponentials, and dP takes shape beside them.
+  void weights(std::int64_t block, std::int64_t first, std::int64_t last) const {
+    const PackingSpace<A> own = job_.own_space();
+    const std::int64_t dim = job_.sizes.value_dim;
+    for (std::int64_t column = 0; column < dim; column += kValueDepth) {
+      const std::int64_t depth = smaller(kValueDepth, dim - column);
+      values_.load_rows(first, last - first, column, depth, own.rows, kValueDepth);
+      score_product(own.rows, kValueDepth, first, last - first, space_.dy_t + column * kPanel<A>, dim, depth,
+                    tile_, space_.dscores, space_.stride, column > 0);
+    }
+    for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
+      const ScorePanel<A> scores = panel_of(space_.scores, panel), dscores = panel_of(space_.dscores, panel);
+      const std::int64_t visible = smaller(last, tile_.panel_keys(panel));
+      dscores.fill_later_keys(first, visible, 0);
+      scores.exponentiate(first, visible, space_.shift + panel * kPanel<A>,
+                          of_block(space_.sums, block, panel));
+      add_products(scores, dscores, first, visible, of_block(space_.mean_sums, block, panel));
+    }
+  }
+
+  // sums[i] = sum over keys of weights * values.
+  static void add_products(const ScorePanel<A>& weights, const ScorePanel<A>& values, std::int64_t first,
+                           std::int64_t last, A* sums) {
+    with_vectors<A>(weights.rows, [&](auto vectors) {
+      Vec<A> sum[vectors] = {};
+      for (std::int64_t key = first; key < last; ++key) {
+        for (int j = 0; j < vectors; ++j) sum[j] += load(weights.at(key, j)) * load(values.at(key, j));
+      }
+      for (int j = 0; j < vectors; ++j) store(sums + j * kLanes<A>, sum[j]);
+    });
+  }
+
+  void finish_sums(std::int64_t row) const {
+    Vec<A> sum = {}, mean = {};
+    for (std::int64_t key = 0; key < tile_.keys(); key += kKeyRows) {
+      sum += load(space_.sums + key / kKeyRows * space_.tile_rows + row);
+      mean += load(space_.mean_sums + key / kKeyRows * space_.tile_rows + row);
+    }
+    const Vec<A> inverse = softmax_inverse<A>(sum);
+    store(space_.inverse + row, inverse);
+    store(space_.mean + row, mean * inverse);
+  }
+
+  // Exponentials become P, and dP becomes dS.
+  void differentiate_softmax(std::int64_t first, std::int64_t last) const {
+    for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
+      const ScorePanel<A> scores = panel_of(space_.scores, panel), dscores = panel_of(space_.dscores, panel);
+      const A* inverse = space_.inverse + panel * kPanel<A>;
+      const A* mean = space_.mean + panel * kPanel<A>;
+      for (std::int64_t key = first; key < smaller(last, tile_.panel_keys(panel)); ++key) {
+        for (std::int64_t i = 0; i < scores.rows; i += kLanes<A>) {
+          A* weight = scores.data + key * kPanel<A> + i;
+          A* gradient = dscores.data + key * kPanel<A> + i;
+          const Vec<A> p = load(weight) * load(inverse + i);
+          store(weight, p);
+          store(gradient, p * (load(gradient) - load(mean + i)));
+        }
+      }
+    }
+  }
+
+  // Columns [column, column + kPanel) of dQ for the rows of one panel.
+  void query_gradient(std::int64_t panel, std::int64_t column) const {
+    const PackingSpace<A> own = job_.own_space();
+    const std::int64_t columns = smaller(kPanel<A>, job_.sizes.key_dim - column);
+    for (std::int64_t first = 0; first < tile_.panel_keys(panel); first += kKeyRows) {
+      const std::int64_t last = smaller(tile_.panel_keys(panel), first + kKeyRows);
+      keys_.load_rows(first, last - first, column, columns, own.panel, kPanel<A>);
+      weighted_product(space_.dscores + panel * space_.stride, tile_, panel, first, last, own.panel, columns,
+                       own.result, kPanel<A>, first > 0);
+    }
+    const std::int64_t rows = tile_.panel_rows(panel), idle = panel == 0 ? tile_.idle : 0;
+    const A scale = static_cast<A>(op_.scale);
+    for (std::int64_t i = idle * kPanel<A>; i < rows * kPanel<A>; i += kLanes<A>) {
+      store(own.result + i, load(own.result + i) * scale);
+    }
+    store_tile(op_.dq, job_.chunk.tokens, job_.chunk.token(tile_.panel_first(panel) + idle), rows - idle,
+               job_.head * op_.dq.stride(2) + column, columns, own.result + idle * kPanel<A>, kPanel<A>);
+  }
+
+  const BackwardJob<A>& job_;
+  const ChunkAttentionBackward& op_;
+  const BackwardSpace<A>& space_;
+  const QueryTile<A>& tile_;
+  PositionRows<A> keys_, values_;
+  Dropout dropout_;
+};
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

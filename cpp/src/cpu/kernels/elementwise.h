@@ -1,0 +1,117 @@
+// The gate and the second hop: element by element over contiguous arrays.
+#pragma once
+
+#include "cpu/kernels/column_sums.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/vector_math.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+// f(lanes, i) for every vector of `count` elements, in one contiguous range per thread.
+template <class A, class F>
+inline void for_elements(std::int64_t count, int threads, const F& f) {
+  const int parts = threads_for_elements(threads, count);
+  for_row_parts(count, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    constexpr int lanes = kLanes<A>;
+    std::int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) f(AllLanes<A>{}, i);
+    if (i < end) f(FirstLanes<A>{end - i}, i);
+  });
+}
+
+inline void silu_mul_forward(const SiluMulForward& op, int threads) {
+  record_isa(kIsa);
+  with_storage(op.gate.dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const T* gate = op.gate.as<const T>();
+    const T* value = op.value.as<const T>();
+    T* y = op.y.as<T>();
+    for_elements<Acc<T>>(op.gate.numel(), threads, [&](auto lanes, std::int64_t i) {
+      const auto g = lanes.read(gate + i);
+      lanes.write(y + i, g * sigmoid(g) * lanes.read(value + i));
+    });
+  });
+}
+
+// With s = sigmoid(gate):  d silu / d gate = s + gate s (1 - s).
+inline void silu_mul_backward(const SiluMulBackward& op, int threads) {
+  record_isa(kIsa);
+  with_storage(op.gate.dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const T* gate = op.gate.as<const T>();
+    const T* value = op.value.as<const T>();
+    const T* dy = op.dy.as<const T>();
+    T* dgate = op.dgate.as<T>();
+    T* dvalue = op.dvalue.as<T>();
+    for_elements<Acc<T>>(op.gate.numel(), threads, [&](auto lanes, std::int64_t i) {
+      const auto g = lanes.read(gate + i), d = lanes.read(dy + i);
+      const auto s = sigmoid(g);
+      const auto silu = g * s;
+      lanes.write(dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
+      lanes.write(dvalue + i, d * silu);
+    });
+  });
+}
+
+inline void two_hop_residual_forward(const TwoHopResidualForward& op, int threads) {
+  record_isa(kIsa);
+  with_storage(op.branch.dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    using A = Acc<T>;
+    const T* branch = op.branch.as<const T>();
+    const T* residual = op.residual.as<const T>();
+    T* y = op.y.as<T>();
+    if (!op.alpha.defined()) {
+      for_elements<A>(op.branch.numel(), threads, [&](auto lanes, std::int64_t i) {
+        lanes.write(y + i, lanes.read(residual + i) + lanes.read(branch + i));
+      });
+      return;
+    }
+    const A* alpha = op.alpha.as<const A>();
+    const RowShape shape = row_shape(op.branch);
+    const int parts = threads_for_elements(threads, shape.rows * shape.dim);
+    for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        for_vectors<A>(shape.dim, [&, first = row * shape.dim](auto lanes, std::int64_t c, int) {
+          const std::int64_t i = first + c;
+          lanes.write(y + i, lanes.read(residual + i) + lanes.read(alpha + c) * lanes.read(branch + i));
+        });
+      }
+    });
+  });
+}
+
+inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int threads) {
+  record_isa(kIsa);
+  with_storage(op.branch.dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    using A = Acc<T>;
+    const T* branch = op.branch.as<const T>();
+    const T* dy = op.dy.as<const T>();
+    T* dbranch = op.dbranch.as<T>();
+    if (!op.alpha.defined()) {
+      for_elements<A>(op.branch.numel(), threads,
+                      [&](auto lanes, std::int64_t i) { lanes.write(dbranch + i, lanes.read(dy + i)); });
+      return;
+    }
+    const A* alpha = op.alpha.as<const A>();
+    const RowShape shape = row_shape(op.branch);
+    const int parts = threads_for_elements(threads, shape.rows * shape.dim);
+    const ColumnSums<A> sums(parts, padded_to_vector<A>(shape.dim));
+    for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
+      A* dalpha = sums.block(part);
+      for (std::int64_t row = begin; row < end; ++row) {
+        for_vectors<A>(shape.dim, [&, first = row * shape.dim](auto lanes, std::int64_t c, int) {
+          const std::int64_t i = first + c;
+          const Vec<A> d = lanes.read(dy + i);
+          lanes.write(dbranch + i, lanes.read(alpha + c) * d);
+          store(dalpha + c, load(dalpha + c) + d * lanes.read(branch + i));
+        });
+        sums.rows_added(part, 1);
+      }
+    });
+    sums.finish(0, parts, shape.dim, op.dalpha.as<A>());
+  });
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,0 +1,177 @@
+// Walks tokens whose channels fall into groups of equal size, vector by vector, and sums over groups.
+//
+// Rows hold a range of whole groups and are followed by at least one spare vector: where a group does not end
+// with a vector, its last vector reaches into the next group or the spare lanes. Walking upwards, what it
+// writes there is overwritten by its owner, and sums leave those lanes out.
+#pragma once
+
+#include <utility>
+
+#include "cpu/kernels/parallel.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+// Groups [first, first + count) of `size` channels each.
+struct GroupRange {
+  std::int64_t first;
+  std::int64_t count;
+  std::int64_t size;
+
+  std::int64_t channel() const { return first * size; }
+  std::int64_t width() const { return count * size; }
+  // Whether no vector of the range reaches beyond what it belongs to.
+  bool in_whole_vectors(int lanes) const { return (size == 1 ? count : size) % lanes == 0; }
+};
+
+// Elements of a row of `width` channels, spare lanes included; a multiple of a vector.
+template <class A>
+inline std::int64_t row_pitch(std::int64_t width) {
+  return (width / kLanes<A> + 2) * kLanes<A>;
+}
+
+// What a kernel knows of the group size when it is compiled: that it is so many whole vectors, or one of
+// these.
+inline constexpr int kOneChannel = 0;
+inline constexpr int kAnySize = -1;
+
+// f(c), c being an integral_constant of what is known of the group size. 32 and 64 channels, those of the
+// released models, are 2 or 4 vectors of 8 or 16 floats.
+template <class A, class F>
+inline void with_group_vectors(std::int64_t size, const F& f) {
+  if (size == 1) return f(std::integral_constant<int, kOneChannel>{});
+  if (size == 2 * kLanes<A>) return f(std::integral_constant<int, 2>{});
+  if (size == 4 * kLanes<A>) return f(std::integral_constant<int, 4>{});
+  return f(std::integral_constant<int, kAnySize>{});
+}
+
+// The values of one group, or of as many groups as a vector has lanes, as the channels of a vector see them.
+template <class A>
+struct OneGroup {
+  std::int64_t group;
+  Vec<A> operator()(const A* values) const { return splat(values[group]); }
+};
+
+template <class A>
+struct GroupPerLane {
+  std::int64_t group;
+  Vec<A> operator()(const A* values) const { return load(values + group); }
+};
+
+// Zeroes the lanes that belong to another group.
+template <class A>
+struct KeepAll {
+  Vec<A> operator()(Vec<A> value) const { return value; }
+};
+
+template <class A>
+struct KeepFirst {
+  VecI mask;
+
+  explicit KeepFirst(std::int64_t count) {
+    char bytes[kVectorBytes] = {};
+    std::memset(bytes, -1, static_cast<std::size_t>(count) * sizeof(A));
+    std::memcpy(&mask, bytes, sizeof(mask));
+  }
+  Vec<A> operator()(Vec<A> value) const { return bit_cast<Vec<A>>(bit_cast<VecI>(value) & mask); }
+};
+
+// f(channel, p) for every vector of one token's row, p being prepare(of) of its group (or groups): of(values)
+// gives the channels their group's value. Functions are taken by value: what they hold stays in registers,
+// where the memory they write to cannot be taken to change it.
+template <int kVectors, class A, class P, class F>
+inline void for_groups(const GroupRange range, const P prepare, const F f) {
+  constexpr int lanes = kLanes<A>;
+  if constexpr (kVectors == kOneChannel) {
+    for (std::int64_t c = 0; c < range.count; c += lanes) f(c, prepare(GroupPerLane<A>{c}));
+  } else {
+    const std::int64_t size = kVectors > 0 ? kVectors * lanes : range.size;
+    std::int64_t channel = 0;
+    for (std::int64_t g = 0; g < range.count; ++g, channel += size) {
+      const auto p = prepare(OneGroup<A>{g});
+      for (std::int64_t c = 0; c < size; c += lanes) f(channel + c, p);
+    }
+  }
+}
+
+template <class V, int... i>
+inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i / 2 + (i % 2) * static_cast<int>(sizeof...(i)))...);
+}
+
+template <class V, int... i>
+inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i);
+  return __builtin_shufflevector(a, b, (lanes / 2 + i / 2 + (i % 2) * lanes)...);
+}
+
+// Lane i of the result is the sum over the lanes of vector i. Destroys its argument.
+template <class A>
+inline Vec<A> sum_each(Vec<A> (&vectors)[kLanes<A>]) {
+  using Lanes = std::make_integer_sequence<int, kLanes<A>>;
+  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      const Vec<A> a = vectors[i], b = vectors[i + half];
+      vectors[i] = interleave_low(a, b, Lanes{}) + interleave_high(a, b, Lanes{});
+    }
+  }
+  return vectors[0];
+}
+
+// Two sums over every group of a run of tokens, (token, group) each, followed by a spare vector. Sums over
+// lanes are put off until there are as many as a vector has lanes.
+template <int kVectors, class A>
+class GroupSums {
+ public:
+  GroupSums(const GroupRange& range, A* first, A* second)
+      : range_(range), keep_tail_(range.size % kLanes<A>), first_(first), second_(second) {}
+
+  // The next token. prepare is as for for_groups, and add(channel, p, keep, a, b) adds a vector's share to a
+  // and b.
+  template <class P, class F>
+  void add_token(const P prepare, const F add) {
+    constexpr int lanes = kLanes<A>;
+    const GroupRange range = range_;
+    if constexpr (kVectors == kOneChannel) {
+      for (std::int64_t c = 0; c < range.count; c += lanes) {
+        Vec<A> a = {}, b = {};
+        add(c, prepare(GroupPerLane<A>{c}), KeepAll<A>{}, a, b);
+        store(first_ + c, a);
+        store(second_ + c, b);
+      }
+      first_ += range.count;
+      second_ += range.count;
+    } else {
+      const std::int64_t size = kVectors > 0 ? kVectors * lanes : range.size;
+      const std::int64_t whole = size / lanes * lanes;
+      std::int64_t channel = 0;
+      for (std::int64_t g = 0; g < range.count; ++g, channel += size) {
+        const auto p = prepare(OneGroup<A>{g});
+        Vec<A> a = {}, b = {};
+        for (std::int64_t c = 0; c < whole; c += lanes) add(channel + c, p, KeepAll<A>{}, a, b);
+        if (whole < size) add(channel + whole, p, keep_tail_, a, b);
+        a_[filled_] = a;
+        b_[filled_] = b;
+        if (++filled_ == lanes) finish();
+      }
+    }
+  }
+
+  // To be called after the last token.
+  void finish() {
+    if (filled_ == 0) return;
+    store(first_, sum_each<A>(a_));
+    store(second_, sum_each<A>(b_));
+    first_ += filled_;
+    second_ += filled_;
+    filled_ = 0;
+  }
+
+ private:
+  const GroupRange range_;
+  const KeepFirst<A> keep_tail_;
+  A *first_, *second_;
+  Vec<A> a_[kLanes<A>] = {}, b_[kLanes<A>] = {};
+  int filled_ = 0;
+};
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

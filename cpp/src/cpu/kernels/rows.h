@@ -1,0 +1,113 @@
+// Walks the rows of contiguous (rows, D) arrays vector by vector.
+#pragma once
+
+#include "cpu/kernels/parallel.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+// Threads worth waking for work that reads and writes each of `elements` once: moving one takes as long as
+// about four operations.
+inline int threads_for_elements(int threads, std::int64_t elements) {
+  return useful_threads(threads, 4 * elements);
+}
+
+inline float square_root(float value) { return __builtin_sqrtf(value); }
+inline double square_root(double value) { return __builtin_sqrt(value); }
+
+inline std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
+  return value < low ? low : value < high ? value : high;
+}
+
+template <class A>
+inline std::int64_t padded_to_vector(std::int64_t count) {
+  return (count + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+// How for_vectors hands out lanes: all of a vector's, or the first `count` of the last one.
+template <class A>
+struct AllLanes {
+  template <class T>
+  Vec<A> read(const T* from) const {
+    return load(from);
+  }
+  template <class T>
+  void write(T* to, Vec<A> value) const {
+    store(to, value);
+  }
+  Vec<A> keep(Vec<A> value) const { return value; }
+};
+
+template <class A>
+struct FirstLanes {
+  std::int64_t count;
+
+  template <class T>
+  Vec<A> read(const T* from) const {
+    return load_partial(from, count);
+  }
+  template <class T>
+  void write(T* to, Vec<A> value) const {
+    store_partial(to, value, count);
+  }
+  // Zeroes the lanes past count, for sums.
+  Vec<A> keep(Vec<A> value) const {
+    A lanes[kLanes<A>] = {};
+    std::memcpy(lanes, &value, static_cast<std::size_t>(count) * sizeof(A));
+    return load(lanes);
+  }
+};
+
+// f(lanes, c, slot) for every vector of a row of `dim` elements, c being its first element. A sum over the
+// row keeps kSlots accumulators, one per slot, so that no addition waits for the one before it. f is taken by
+// value: what it holds stays in registers, where the memory it writes to cannot be taken to change it.
+inline constexpr int kSlots = 4;
+
+template <class A, class F>
+inline void for_vectors(std::int64_t dim, const F f) {
+  constexpr int lanes = kLanes<A>;
+  std::int64_t c = 0;
+  for (; c + kSlots * lanes <= dim; c += kSlots * lanes) {
+    f(AllLanes<A>{}, c, 0);
+    f(AllLanes<A>{}, c + lanes, 1);
+    f(AllLanes<A>{}, c + 2 * lanes, 2);
+    f(AllLanes<A>{}, c + 3 * lanes, 3);
+  }
+  for (; c + lanes <= dim; c += lanes) f(AllLanes<A>{}, c, 0);
+  if (c < dim) f(FirstLanes<A>{dim - c}, c, 1);
+}
+
+template <class A>
+struct SlotSums {
+  Vec<A> slot[kSlots] = {};
+
+  A total() const { return reduce_sum((slot[0] + slot[1]) + (slot[2] + slot[3])); }
+};
+
+inline RowShape row_shape(const Tensor& x) { return {x.numel() / x.size(-1), x.size(-1)}; }
+
+// A row of a contiguous array and the one after it, or itself where it is the last of its range. Prefetching
+// the next row while this one is worked on keeps a kernel from waiting for memory.
+template <class T>
+struct Row {
+  T* data;
+  T* next;
+
+  Row(const Tensor& array, std::int64_t row, std::int64_t end, std::int64_t dim)
+      : data(array.defined() ? array.as<T>() + row * dim : nullptr),
+        next(row + 1 < end ? data + dim : data) {}
+
+  // To be called for every vector: touches each cache line about once.
+  void prefetch_next(std::int64_t c, int slot) const {
+    constexpr int vector_bytes = kLanes<Acc<std::remove_const_t<T>>> * static_cast<int>(sizeof(T));
+    if (slot * vector_bytes % 64 == 0) __builtin_prefetch(next + c);
+  }
+};
+
+// f(part, begin, end) for `parts` contiguous ranges of near-equal size that cover [0, rows).
+template <class F>
+inline void for_row_parts(std::int64_t rows, int parts, const F& f) {
+  parallel_for(parts, parts,
+               [&](std::int64_t part) { f(part, rows * part / parts, rows * (part + 1) / parts); });
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

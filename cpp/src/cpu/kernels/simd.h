@@ -1,0 +1,250 @@
+// A vector of lanes as wide as the target's registers, and how each element type is loaded, stored and
+// widened.
+//
+// Everything here lives in the target's namespace: the same inline function compiled for two instruction sets
+// must stay two functions, or the linker would hand AVX-512 code to baseline callers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/kernels.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+#define MEGALODON_STRING_(x) #x
+#define MEGALODON_STRING(x) MEGALODON_STRING_(x)
+inline constexpr const char* kIsa = MEGALODON_STRING(MEGALODON_TARGET);
+#undef MEGALODON_STRING
+#undef MEGALODON_STRING_
+inline constexpr int kVectorBytes = MEGALODON_VECTOR_BYTES;
+inline constexpr int kRegisters = MEGALODON_REGISTERS;
+
+template <class T>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+// Lanes of accumulation type A (float or double). GNU vector extensions: + - * / and comparisons work per
+// lane, a scalar operand is broadcast, and `mask ? a : b` selects per lane.
+template <class A>
+struct VecOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+
+using VecF = Vec<float>;
+using VecD = Vec<double>;
+using VecI = Vec<std::int32_t>;
+using VecL = Vec<std::int64_t>;
+
+// As many 16-bit lanes as a float vector has.
+typedef std::uint16_t Halfs __attribute__((vector_size(kVectorBytes / 2)));
+typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+struct bfloat16 {
+  std::uint16_t bits;
+};
+struct float16 {
+  std::uint16_t bits;
+};
+
+// The accumulation type of a storage type.
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+template <class A>
+inline Vec<A> splat(A value) {
+  return value - Vec<A>{};  // unlike a sum with 0, this keeps -0 and folds to a broadcast
+}
+
+template <class V>
+inline V max(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+inline V min(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// ---- conversions ----
+
+inline VecF widen_bfloat16(Halfs bits) { return bit_cast<VecF>(__builtin_convertvector(bits, Words) << 16); }
+
+// Round to nearest even; NaN stays a quiet NaN.
+inline Halfs narrow_bfloat16(VecF value) {
+  const Words bits = bit_cast<Words>(value);
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Words quiet = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(value != value ? quiet : rounded, Halfs);
+}
+
+#if defined(__F16C__)
+inline VecF widen_float16(Halfs bits) {
+#if defined(__AVX512F__)
+  return bit_cast<VecF>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(bits)));
+#else
+  return bit_cast<VecF>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
+#endif
+}
+
+inline Halfs narrow_float16(VecF value) {
+#if defined(__AVX512F__)
+  return bit_cast<Halfs>(
+      _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  return bit_cast<Halfs>(
+      _mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+}
+#else
+// Scaling by a power of two rebiases the exponent, subnormals included: 2^112 = 2^(127 - 15).
+inline VecF widen_float16(Halfs bits) {
+  const Words h = __builtin_convertvector(bits, Words);
+  const Words sign = (h & 0x8000u) << 16;
+  const Words magnitude = (h & 0x7fffu) << 13;
+  const VecF scaled = bit_cast<VecF>(magnitude) * 0x1p112f;
+  const Words special = magnitude | 0x7f800000u;  // infinity and NaN keep their mantissa
+  return bit_cast<VecF>(((h & 0x7c00u) == 0x7c00u ? special : bit_cast<Words>(scaled)) | sign);
+}
+
+// Round to nearest even. Adding a power of two whose last place is the result's lets the adder round
+// subnormals; normal numbers round on their bits.
+inline Halfs narrow_float16(VecF value) {
+  const Words bits = bit_cast<Words>(value);
+  const Words sign = (bits >> 16) & 0x8000u;
+  const Words magnitude = bits & 0x7fffffffu;
+  const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const VecF half = splat(0.5f);
+  const Words subnormal = bit_cast<Words>(bit_cast<VecF>(magnitude) + half) - bit_cast<Words>(half);
+  const Words overflow = magnitude > 0x7f800000u ? Words{} + 0x7e00u : Words{} + 0x7c00u;
+  const Words finite = magnitude < 0x38800000u ? subnormal : normal;
+  return __builtin_convertvector((magnitude >= 0x477ff000u ? overflow : finite) | sign, Halfs);
+}
+#endif
+
+// ---- loads and stores of one vector of Acc<T> ----
+
+template <class V, class T>
+inline V load_bits(const T* from) {
+  V to;
+  std::memcpy(&to, from, sizeof(to));
+  return to;
+}
+
+inline VecF load(const float* from) { return load_bits<VecF>(from); }
+inline VecD load(const double* from) { return load_bits<VecD>(from); }
+inline VecF load(const bfloat16* from) { return widen_bfloat16(load_bits<Halfs>(from)); }
+inline VecF load(const float16* from) { return widen_float16(load_bits<Halfs>(from)); }
+
+inline void store(float* to, VecF value) { std::memcpy(to, &value, sizeof(value)); }
+inline void store(double* to, VecD value) { std::memcpy(to, &value, sizeof(value)); }
+inline void store(bfloat16* to, VecF value) {
+  const Halfs bits = narrow_bfloat16(value);
+  std::memcpy(to, &bits, sizeof(bits));
+}
+inline void store(float16* to, VecF value) {
+  const Halfs bits = narrow_float16(value);
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
+// The first `count` lanes; the others are 0, and memory past `count` is not touched.
+template <class T>
+inline Vec<Acc<T>> load_partial(const T* from, std::int64_t count) {
+  T buffer[kLanes<Acc<T>>] = {};
+  std::memcpy(buffer, from, static_cast<std::size_t>(count) * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+inline void store_partial(T* to, Vec<Acc<T>> value, std::int64_t count) {
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, value);
+  std::memcpy(to, buffer, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+// One element, rounded as a vector store rounds it.
+template <class T>
+inline Acc<T> load_one(const T* from) {
+  return load_partial(from, 1)[0];
+}
+inline float load_one(const float* from) { return *from; }
+inline double load_one(const double* from) { return *from; }
+
+template <class T>
+inline void store_one(T* to, Acc<T> value) {
+  store_partial(to, splat(value), 1);
+}
+inline void store_one(float* to, float value) { *to = value; }
+inline void store_one(double* to, double value) { *to = value; }
+
+// ---- reductions over lanes, in a fixed tree order ----
+
+template <class V>
+inline auto reduce_sum(V value) {
+  constexpr int lanes = sizeof(V) / sizeof(value[0]);
+  auto sum = value[0] - value[0];
+  decltype(sum) part[lanes];
+  std::memcpy(part, &value, sizeof(value));
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  }
+  return part[0];
+}
+
+template <class V>
+inline auto reduce_max(V value) {
+  constexpr int lanes = sizeof(V) / sizeof(value[0]);
+  auto best = value[0];
+  for (int i = 1; i < lanes; ++i) best = value[i] > best ? value[i] : best;
+  return best;
+}
+
+// sums[i] += value[i], in double
+template <class V>
+inline void add_lanes(double* sums, V value) {
+  constexpr int lanes = sizeof(V) / sizeof(value[0]);
+  typedef double Wide __attribute__((vector_size(lanes * sizeof(double))));
+  Wide sum;  // not load_bits<Wide>: as a template argument a dependent vector type loses its vector_size
+  std::memcpy(&sum, sums, sizeof(sum));
+  sum += __builtin_convertvector(value, Wide);
+  std::memcpy(sums, &sum, sizeof(sum));
+}
+
+// Calls f with a null pointer of the storage type that dtype names; activations only.
+template <class F>
+inline void with_storage(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(static_cast<float*>(nullptr));
+    case DType::float64:
+      return f(static_cast<double*>(nullptr));
+    case DType::bfloat16:
+      return f(static_cast<bfloat16*>(nullptr));
+    case DType::float16:
+      return f(static_cast<float16*>(nullptr));
+    default:
+      __builtin_unreachable();  // validate() admits no other activation
+  }
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,0 +1,126 @@
+// Transcendental functions of one vector. Errors in units in the last place, subnormal results included:
+// exp 1.1, sigmoid 2.5, sin and cos 1.5.
+#pragma once
+
+#include "cpu/kernels/simd.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+// e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2. What the two types differ in:
+template <class A>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float lowest = -104.0f;   // e^lowest rounds to 0
+  static constexpr float highest = 89.0f;    // e^highest overflows
+  static constexpr float round = 0x1.8p23f;  // adding it leaves the integer part in the low mantissa bits
+  static constexpr float log2_e = 0x1.715476p+0f;
+  static constexpr float ln2_high = 0x1.63p-1f;  // short, so that n * ln2_high is exact
+  static constexpr float ln2_low = -0x1.bd0106p-13f;
+  static constexpr int mantissa_bits = 23;
+  static constexpr int exponent_bias = 127;
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double lowest = -746.0;
+  static constexpr double highest = 710.0;
+  static constexpr double round = 0x1.8p52;
+  static constexpr double log2_e = 0x1.71547652b82fep+0;
+  static constexpr double ln2_high = 0x1.62e42fee00000p-1;
+  static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr int mantissa_bits = 52;
+  static constexpr int exponent_bias = 1023;
+};
+
+// (e^r - 1 - r) / r^2 by its Taylor series, whose remainder at ln(2) / 2 is below an eighth of a last place.
+inline VecF exp_tail(VecF r) {
+  VecF p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  return p * r + 0.5f;
+}
+
+inline VecD exp_tail(VecD r) {
+  VecD p = splat(1.0 / 6227020800);
+  p = p * r + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  return p * r + 0.5;
+}
+
+// Bits is the signed integer vector with lanes of A's size. 2^n is applied in two halves, because n itself
+// may lie outside the exponents of normal numbers where the result does not.
+template <class A, class Bits>
+inline Vec<A> exp_as(Vec<A> x) {
+  using C = ExpConstants<A>;
+  x = x < splat(C::lowest) ? splat(C::lowest) : x;  // these comparisons keep a NaN
+  x = x > splat(C::highest) ? splat(C::highest) : x;
+  const Vec<A> shifted = x * C::log2_e + C::round;
+  const Vec<A> n = shifted - C::round;
+  const Vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
+  const Vec<A> e = (exp_tail(r) * (r * r) + r) + A(1);
+  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(splat(C::round));
+  const Bits half = exponent >> 1;
+  const Vec<A> first = bit_cast<Vec<A>>((half + C::exponent_bias) << C::mantissa_bits);
+  const Vec<A> second = bit_cast<Vec<A>>((exponent - half + C::exponent_bias) << C::mantissa_bits);
+  return e * first * second;
+}
+
+// 0 at -inf, inf where it overflows, NaN at NaN.
+inline VecF exp(VecF x) { return exp_as<float, VecI>(x); }
+inline VecD exp(VecD x) { return exp_as<double, VecL>(x); }
+
+// 1 / (1 + e^-x), accurate in both tails.
+template <class V>
+inline V sigmoid(V x) {
+  const V zero = {};
+  const V e = exp(x < zero ? x : -x);
+  return (x < zero ? e : zero + 1) / (e + 1);
+}
+
+// sin(x) and cos(x) by their Taylor series at x - n pi / 2, |.| <= pi / 4. Meant for angles below 1e6; n pi /
+// 2 is exact up to there, and above it errs by less than the rounding of x itself.
+inline void sin_cos(VecD x, VecD& sine, VecD& cosine) {
+  constexpr double round = ExpConstants<double>::round;
+  const VecD shifted = x * 0x1.45f306dc9c883p-1 + round;
+  const VecD n = shifted - round;
+  // pi / 2 in three parts, the first two of 33 bits.
+  VecD r = x - n * 0x1.921fb54400000p+0;
+  r = r - n * 0x1.0b4611a600000p-34;
+  r = r - n * 0x1.3198a2e037073p-69;
+  const VecD square = r * r;
+  VecD s = splat(-1.0 / 1307674368000);
+  s = s * square + 1.0 / 6227020800;
+  s = s * square - 1.0 / 39916800;
+  s = s * square + 1.0 / 362880;
+  s = s * square - 1.0 / 5040;
+  s = s * square + 1.0 / 120;
+  s = s * square - 1.0 / 6;
+  s = s * square * r + r;
+  VecD c = splat(1.0 / 20922789888000);
+  c = c * square - 1.0 / 87178291200;
+  c = c * square + 1.0 / 479001600;
+  c = c * square - 1.0 / 3628800;
+  c = c * square + 1.0 / 40320;
+  c = c * square - 1.0 / 720;
+  c = c * square + 1.0 / 24;
+  c = c * square * square + (1 - 0.5 * square);
+  const VecL quarter = bit_cast<VecL>(shifted);
+  const VecL swapped = (quarter & 1) != 0;
+  const VecD first = swapped ? c : s, second = swapped ? s : c;
+  sine = (quarter & 2) != 0 ? -first : first;
+  cosine = ((quarter + 1) & 2) != 0 ? -second : second;
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,0 +1,42 @@
+// The instruction sets that this build carries.
+#pragma once
+
+#include <span>
+
+#include "cpu/kernels.h"
+
+namespace megalodon::cpu {
+
+namespace baseline {
+extern const KernelTable table;
+}
+#if defined(MEGALODON_X86_TARGETS)
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+#endif
+#if defined(MEGALODON_ARM_TARGETS)
+namespace neon {
+extern const KernelTable table;
+}
+#endif
+
+// Narrowest first.
+inline std::span<const KernelTable* const> compiled_tables() {
+  static constexpr const KernelTable* tables[] = {
+      &baseline::table,
+#if defined(MEGALODON_X86_TARGETS)
+      &avx2::table,
+      &avx512::table,
+#endif
+#if defined(MEGALODON_ARM_TARGETS)
+      &neon::table,
+#endif
+  };
+  return tables;
+}
+
+}  // namespace megalodon::cpu

@@ -1,0 +1,142 @@
+"""The commands that need torch, one function each; `cli` has parsed and checked their arguments."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from megalodon_core import data
+from megalodon_core.bench.report import run_bench
+from megalodon_core.completion import continued, print_ids, print_text
+from megalodon_core.config import MegalodonConfig
+from megalodon_core.demo import run_demo
+from megalodon_core.display import output_console
+from megalodon_core.errors import UserError
+from megalodon_core.evaluation_run import run_evaluation
+from megalodon_core.run_directory import RunDirectory, read_json
+from megalodon_core.training import TrainSettings
+from megalodon_core.training_run import Plan, load_model, print_result, small_config, start_run, train_run
+
+
+def train(args: Namespace) -> None:
+    """Start a run, or continue one; print what it reached."""
+    _use_threads(args)
+    directory = RunDirectory(args.run)
+    if args.resume:
+        if not directory.exists():
+            raise UserError(f"{args.run}: holds no run to resume")
+        plan = Plan.of(directory)
+        corpus = data.load(plan.source)
+    else:
+        if directory.exists():
+            raise UserError(
+                f"{args.run}: already holds a run; continue it with --resume or name another directory"
+            )
+        source = data.DataSource(tuple(args.data), tuple(args.held_out), args.vocab_size, args.token_dtype)
+        corpus = data.load(source)
+        settings = TrainSettings(
+            steps=args.steps or 1,
+            batch_size=args.batch_size,
+            segment_length=args.segment_length,
+            carry=args.carry,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+        )
+        plan = Plan(_model_config(args, corpus), settings, source, args.checkpoint_every)
+        plan = start_run(
+            directory,
+            corpus,
+            plan,
+            precision=args.precision,
+            minutes=None if args.steps else args.minutes,
+            say=_say,
+        )
+    result = train_run(directory, corpus, plan, say=_say)
+    print_result(output_console(), result, corpus.unit)
+
+
+def eval(args: Namespace) -> None:
+    """Read one stream and print, write and draw how well it was predicted."""
+    _use_threads(args)
+    model, plan = load_model(Path(args.model), _say)
+    if args.data:
+        corpus = data.whole(data.DataSource(tuple(args.data), (), args.vocab_size, args.token_dtype))
+    else:
+        corpus = data.load(plan.source if plan is not None else data.DataSource())
+    run_evaluation(
+        output_console(),
+        model,
+        corpus,
+        args.length,
+        piece=args.piece,
+        compare=args.compare,
+        json_path=args.json,
+        plot_path=args.plot,
+        plan=plan,
+    )
+
+
+def generate(args: Namespace) -> None:
+    """Continue a prompt, writing each token as it is produced."""
+    _use_threads(args)
+    model, _ = load_model(Path(args.model), _say)
+    sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    if args.prompt_tokens is not None:
+        print_ids(continued(model, args.prompt_tokens, args.max_new_tokens, **sampling), sys.stdout)
+        return
+    text = args.prompt.encode() if args.prompt is not None else Path(args.prompt_file).read_bytes()
+    if model.config.vocab_size != data.BYTE_VALUES:
+        raise UserError(f"{args.model}: not a byte-level model; give --prompt-tokens")
+    print_text(continued(model, list(text), args.max_new_tokens, **sampling), sys.stdout)
+
+
+def bench(args: Namespace) -> None:
+    """Time every operator beside plain PyTorch."""
+    _use_threads(args)
+    run_bench(
+        output_console(),
+        operators=args.operators,
+        quick=args.quick,
+        seconds=args.seconds,
+        json_path=args.json,
+    )
+
+
+def demo(args: Namespace) -> None:
+    """Train, read a million bytes, complete a prompt, time the operators."""
+    _use_threads(args)
+    run_demo(
+        output_console(),
+        Path(args.output),
+        steps=args.steps,
+        minutes=args.minutes,
+        length=args.length,
+        prompt=args.prompt,
+        say=_say,
+    )
+
+
+def _model_config(args: Namespace, corpus: data.Corpus) -> MegalodonConfig:
+    """The configuration that the model options describe, for the corpus's vocabulary."""
+    try:
+        if args.config is not None:
+            return MegalodonConfig.from_dict(
+                {**read_json(Path(args.config)), "vocab_size": corpus.vocab_size}
+            )
+        if args.preset is not None:
+            return MegalodonConfig.preset(args.preset, vocab_size=corpus.vocab_size)
+        return small_config(args.layers, args.dim, args.chunk_size, corpus.vocab_size)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def _use_threads(args: Namespace) -> None:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

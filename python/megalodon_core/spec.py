@@ -1,0 +1,65 @@
+"""What an operator is, as data: its inputs, attributes, outputs and gradients.
+
+Frontends serve every operator from its `Spec` alone, so an operator is described once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# (shape, type) of an output; the type is "activation", "parameter" (float32, or float64 beside float64
+# activations) or "int64".
+Inferred = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One array argument of the compiled function."""
+
+    name: str
+    optional: bool = False
+    activation: bool = False  # has the call's activation type, to which autocast promotes
+    gradient: str | None = "own"  # "own": an output of backward; the name of another input: the same gradient
+    #                               as it; "dy": the cotangent itself; None: not differentiable
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An operator of the compiled core: `<name>_forward(allocate, threads, *inputs, *attributes)`."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]  # the first is y
+    infer: Callable[[Sequence[Any], Sequence[Any]], list[Inferred]]  # shapes of the outputs from the inputs'
+    attributes: tuple[tuple[str, type], ...] = ()
+    y_like: int = 0  # the input whose shape and type y has
+    strided: bool = (
+        False  # the kernel walks any leading strides of activations and cotangents of y; every other
+    )
+    #                        array reaches it contiguous
+    integer_outputs: tuple[str, ...] = ()  # outputs without a cotangent
+
+    @property
+    def cotangents(self) -> tuple[str, ...]:
+        """Names of the outputs that have a cotangent."""
+        return tuple(name for name in self.outputs if name not in self.integer_outputs)
+
+    def own_gradients(self, inputs: Sequence[Any]) -> list[int]:
+        """Indices of the inputs whose gradients the compiled backward returns for this call, in order."""
+        return [
+            i
+            for i, (declared, array) in enumerate(zip(self.inputs, inputs, strict=True))
+            if declared.gradient == "own" and array is not None
+        ]
+
+    def spread_gradients(self, dy: Any, inputs: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
+        """One gradient per input from the compiled backward's: None for absent and integer inputs."""
+        found: dict[str, Any] = {"dy": dy}
+        for i, gradient in zip(self.own_gradients(inputs), own, strict=True):
+            found[self.inputs[i].name] = gradient
+        names = [
+            declared.name if declared.gradient == "own" else declared.gradient for declared in self.inputs
+        ]
+        return tuple(None if name is None else found.get(name) for name in names)

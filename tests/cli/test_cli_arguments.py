@@ -1,0 +1,103 @@
+"""Help, exit codes, and mistakes answered in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("train", "eval", "generate", "bench", "info", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(program, command):
+    outcome = program(command, "--help")
+    assert outcome.code == 0
+    assert f"usage: megalodon-core {command}" in outcome.out
+    assert outcome.err == ""
+
+
+def test_the_program_lists_its_commands(program):
+    outcome = program("--help")
+    assert outcome.code == 0
+    assert all(f"\n    {command} " in outcome.out for command in COMMANDS)
+
+
+def test_python_dash_m_is_the_same_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "megalodon_core", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("megalodon-core ")
+
+
+@pytest.fixture
+def files(tmp_path, text, trained):
+    """Names that the mistakes below are made of."""
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "unknown.json").write_text('{"layers": 3}')
+    (tmp_path / "bad.npy").write_bytes(b"not numpy")
+    (tmp_path / "odd.bin").write_bytes(b"abc")
+    names = ("empty.txt", "empty", "bad.json", "unknown.json", "bad.npy", "odd.bin", "missing", "new")
+    return {name.replace(".", "_"): str(tmp_path / name) for name in names} | {
+        "text": str(text),
+        "trained": str(trained),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("train", "--run"),
+        ("train --run {new} --steps 0", "--steps: expected a whole number of at least 1, got '0'"),
+        ("train --run {new} --steps many", "got 'many'"),
+        ("train --run {new} --minutes nan", "--minutes: expected a positive number, got 'nan'"),
+        ("train --run {new} --learning-rate -1", "--learning-rate: expected a positive number"),
+        ("train --run {new} --steps 1 --minutes 1", "not allowed with"),
+        ("train --run {new} --data {missing}", "no such file or directory"),
+        ("train --run {new} --data {empty_txt}", "the file is empty"),
+        ("train --run {new} --data {empty}", "no file in this directory"),
+        ("train --run {new} --data {bad_npy}", "--vocab-size"),
+        ("train --run {new} --data {bad_npy} --vocab-size 9", "not a readable token file"),
+        ("train --run {new} --data {odd_bin} --vocab-size 9", "not a readable token file"),
+        ("train --run {new} --data {text} {odd_bin}", "cannot be mixed"),
+        ("train --run {new} --data {text} --steps 1 --carry 10000", "the training text has"),
+        ("train --run {new} --data {text} --steps 1 --config {missing}", "no such file"),
+        ("train --run {new} --data {text} --steps 1 --config {bad_json}", "not JSON"),
+        ("train --run {new} --data {text} --steps 1 --config {unknown_json}", "layers"),
+        ("train --run {new} --data {text} --steps 1 --preset huge", "'huge'"),
+        ("train --run {new} --data {text} --steps 1 --dim 1", "model_dim"),
+        ("train --run {new} --resume", "holds no run to resume"),
+        ("train --run {trained} --data {text} --steps 1", "already holds a run"),
+        ("eval {missing}", "neither a run"),
+        ("eval {trained} --length 100000", "too short"),
+        ("eval {trained} --length 0", "--length"),
+        ("eval {trained} --data {missing}", "no such file"),
+        ("eval {trained} --length 9 --json {missing}/x.json", "directory does not exist"),
+        ("generate {trained}", "--prompt"),
+        ("generate {trained} --prompt=", "the prompt is empty"),
+        ("generate {trained} --prompt-file {missing}", "No such file"),
+        ("generate {trained} --prompt-tokens 5 256", "vocabulary is 256"),
+        ("generate {trained} --prompt a --temperature -1", "--temperature: expected a number of at least 0"),
+        ("generate {trained} --prompt a --top-p 0", "--top-p: expected a number above 0"),
+        ("bench --operators convolution", "no such operator"),
+        ("demo --length 0", "--length"),
+        ("demo --output {new} --length 1000000000", "too short"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(program, files, arguments, complaint):
+    outcome = program(*[word.format(**files) for word in arguments.split()])
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert complaint in outcome.err
+    assert outcome.err.startswith("megalodon-core")
+    assert outcome.err.count("\n") == 1
+
+
+def test_no_run_is_left_behind_by_a_mistake(program, text, tmp_path):
+    assert program("train", "--run", tmp_path / "run", "--data", text, "--carry", 10000).code == 2
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,32 @@
+"""`generate`: the text on the terminal is what the model's generation gives."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from megalodon_core.completion import print_text
+from megalodon_core.generation import generate
+from megalodon_core.training_run import load_model
+
+
+def test_generate_prints_the_continuation(program, trained):
+    model, _ = load_model(trained, pytest.fail)
+    expected = bytes(generate(model, [list(b"12 squ")], max_new_tokens=9, temperature=0.7, seed=3)[0])
+    outcome = program("generate", trained, "--prompt", "12 squ", "--max-new-tokens", 9, "--seed", 3)
+    assert outcome.code == 0
+    assert outcome.out == expected.decode(errors="replace") + "\n"
+
+
+def test_a_prompt_can_come_from_a_file(program, trained, tmp_path):
+    (tmp_path / "prompt").write_text("12 squ")
+    options = ["--max-new-tokens", 5, "--temperature", 0]
+    from_file = program("generate", trained, "--prompt-file", tmp_path / "prompt", *options)
+    assert from_file == program("generate", trained, "--prompt", "12 squ", *options)
+
+
+def test_characters_appear_once_they_are_whole():
+    output = io.StringIO()
+    text = "né\N{SHARK}"
+    print_text(iter(text.encode() + b"\xf0"), output)
+    assert output.getvalue() == text + "\N{REPLACEMENT CHARACTER}\n"

@@ -1,0 +1,95 @@
+"""The moving averages at the edges of their coefficients, and the coefficients themselves."""
+
+import math
+
+import pytest
+import torch
+from calls import Call, Tokens, cotangents, example
+from frontends import REFERENCE, Torch
+from tolerance import GOLDEN, assert_all_close, assert_bitwise_equal, relative_error
+
+SIZES = {torch.float64: GOLDEN, torch.float32: 1e-5}
+precisions = pytest.mark.parametrize(("dtype", "rtol"), SIZES.items(), ids=["float64", "float32"])
+
+
+def assert_matches_reference(frontend: Torch, call: Call, rtol: float) -> None:
+    drawn = cotangents(frontend.forward(call))
+    expected, result = REFERENCE.run(call, drawn), frontend.run(call, drawn)
+    assert_all_close(result.outputs, expected.outputs, rtol)
+    assert_all_close(result.gradients, expected.gradients, rtol)
+
+
+@precisions
+def test_what_is_never_forgotten_stays_accurate(frontend, dtype, rtol):
+    """|q| = 1 over 1500 tokens, at angles from 0 to pi."""
+    call = example("cema", dtype, tokens=Tokens(batch=1, length=1500), dim=3, ndim=4)
+    angle = torch.linspace(0, math.pi, 12, dtype=torch.float64).view(3, 4)
+    q = torch.stack((torch.cos(angle), torch.sin(angle)), -1).to(call.inputs["q"])
+    assert_matches_reference(frontend, call.with_inputs(q=q), rtol)
+
+
+@precisions
+@pytest.mark.parametrize("op", ["cema", "ema"])
+def test_what_is_forgotten_at_once(op, frontend, dtype, rtol):
+    """q = 0: a state is the last token alone."""
+    call = example(op, dtype)
+    call = call.with_inputs(q=torch.zeros_like(call.inputs["q"]))
+    assert_matches_reference(frontend, call, rtol)
+    x, p = call.inputs["x"][:, -1], call.inputs["p"]
+    last = x[:, :, None] * p
+    state = frontend.forward(call)["state"]
+    assert torch.equal(state[..., 0] if op == "cema" else state, last)
+
+
+@pytest.mark.parametrize("scale", [2.0**90, 2.0**-90])
+@pytest.mark.parametrize("op", ["cema", "ema"])
+def test_huge_and_tiny_values(op, frontend, scale):
+    """Linear in tokens and state: a power of two passes through bitwise, far from where float32 ends."""
+    call = example(op, torch.float32)
+    state = call.inputs["initial_state"]
+    scaled = call.with_inputs(x=call.inputs["x"] * scale, initial_state=state * scale)
+    expected = {name: x * scale for name, x in frontend.forward(call).items()}
+    assert_bitwise_equal(frontend.forward(scaled), expected)
+
+
+@pytest.mark.parametrize("op", ["cema", "ema"])
+def test_sums_over_many_tokens_are_accurate(op, frontend):
+    """bfloat16 tokens: state and gradients of parameters still accumulate in float32."""
+    call = example(op, torch.bfloat16, tokens=Tokens(length=400), dim=3)
+    drawn = cotangents(frontend.forward(call))
+    result = frontend.run(call, drawn)
+    expected = REFERENCE.run(call, drawn)
+    assert relative_error(result.outputs["state"], expected.outputs["state"]) < 1e-5
+    for name in ("p", "q", "gamma", "omega", "initial_state"):
+        assert relative_error(result.gradients[name], expected.gradients[name]) < 1e-5, name
+
+
+def test_ema_is_cema_with_real_coefficients(frontend):
+    real = example("ema", torch.float64)
+    names = ("q", "gamma", "initial_state")
+    pairs = {name: torch.stack((x, torch.zeros_like(x)), -1) for name in names for x in [real.inputs[name]]}
+    y, state = frontend.forward(real).values()
+    complex_y, complex_state = frontend.forward(Call("cema", real.inputs | pairs, real.options)).values()
+    assert relative_error(y, complex_y) < GOLDEN
+    assert relative_error(state, complex_state[..., 0]) < GOLDEN
+
+
+@precisions
+@pytest.mark.parametrize("value", [-60.0, 0.0, 60.0])
+def test_coefficients_of_extreme_parameters_stay_in_the_unit_disc(frontend, dtype, rtol, value):
+    call = example("cema_coefficients", dtype, ndim=16)
+    call = call.with_inputs(**{name: torch.full_like(x, value) for name, x in call.inputs.items()})
+    assert_matches_reference(frontend, call, rtol)
+    outputs = frontend.forward(call)
+    assert outputs["p"].min() >= 0
+    assert outputs["p"].max() <= 1
+    assert outputs["q"].norm(dim=-1).max() <= 1 + 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("ndim", [1, 16, 64])
+def test_coefficients_turn_by_equal_steps(frontend, ndim):
+    """q_k lies at k times one angle: the phases of q_1^k."""
+    q = frontend.forward(example("cema_coefficients", torch.float64, ndim=ndim))["q"]
+    direction = torch.view_as_complex(q / q.norm(dim=-1, keepdim=True))
+    power = direction[:, :1] ** torch.arange(1, ndim + 1)
+    assert (direction - power).abs().max() < 1e-12

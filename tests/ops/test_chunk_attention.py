@@ -1,0 +1,157 @@
+"""Chunk attention: states, extreme scores, and which scores dropout removes."""
+
+import pytest
+import torch
+from calls import Tokens, cotangents, example
+from frontends import REFERENCE
+from reference.philox import dropped, philox4x32
+from tolerance import assert_bitwise_equal, assert_close
+from torch import Tensor
+
+both = pytest.mark.parametrize("op", ["chunk_attention", "normalized_attention"])
+
+
+@both
+@pytest.mark.parametrize(("before", "tokens"), [(None, 3), (None, 4), (None, 9), (0, 2), (4, 1), (4, 7)])
+def test_a_state_holds_the_unfinished_chunk(op, frontend, before, tokens):
+    """Capacity min(c - 1, P + L), here with c = 5; slots past the length are zeros."""
+    call = example(op, torch.float32, tokens=Tokens(length=tokens), chunk_size=5, capacity=before)
+    state = frontend.forward(call)
+    filled = 0 if before is None else call.options["initial_length"]
+    length = (filled + torch.tensor([tokens, tokens])) % 5
+    assert torch.equal(state["length"], length)
+    capacity = min(4, (before or 0) + tokens)
+    empty = torch.arange(capacity) >= length[:, None]
+    for name, dim in (("k", 4), ("v", 6)):
+        assert state[name].shape == (2, capacity, 2, dim)
+        assert not state[name][empty].any()
+        assert state[name][~empty].all()
+
+
+@both
+def test_an_empty_state_of_full_capacity_is_none(op, frontend, dtype):
+    """So a stream can have constant shapes from its first call on."""
+    call = example(op, dtype, chunk_size=5)
+    empty = example(op, dtype, chunk_size=5, capacity=4).state()
+    stated = call.with_state({name: torch.zeros_like(x) for name, x in empty.items()})
+    assert_bitwise_equal(frontend.forward(stated), frontend.forward(call))
+
+
+def test_equal_scores_of_any_size_share_alike(frontend, dtype):
+    """Scores of 1e4 and of -1e4, whose exp no type holds, are a mean over the values."""
+    call = example("chunk_attention", dtype, scale=1.0, key_dim=4)
+    k = torch.full_like(call.inputs["k"], 50)
+    k[:, :, 1] = -50
+    call = call.with_inputs(q=torch.full_like(k, 50), k=k)
+    rtol = 8 * torch.finfo(dtype).eps
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    assert_close(result.outputs["y"], expected.outputs["y"], rtol, "y")
+    assert_close(result.gradients["v"], expected.gradients["v"], rtol, "dv")
+    assert result.gradients["q"].isfinite().all()
+    assert result.gradients["k"].isfinite().all()
+
+
+@both
+def test_huge_scores_do_not_overflow(op, frontend, dtype):
+    """Scores spread over +-1e4: y stays a mean of values, and gradients stay finite."""
+    call = example(op, dtype, chunk_size=64)
+    big = {"gamma": 50.0} if op == "normalized_attention" else {"q": 50.0, "k": 50.0}
+    call = call.with_inputs(**{name: x * call.inputs[name] for name, x in big.items()})
+    drawn = cotangents(frontend.forward(call))
+    result = frontend.run(call, drawn)
+    bound = call.inputs["v"].abs().amax(1, keepdim=True) * (1 + 4 * torch.finfo(dtype).eps)
+    assert (result.outputs["y"].abs() <= bound).all()
+    for name, x in result.gradients.items():
+        assert x is None or x.isfinite().all(), name
+
+
+def kept(
+    frontend, tokens: int, chunk_size: int, p: float, seed: int, batch: int = 1, heads: int = 1
+) -> Tensor:
+    """Which keys each query saw (B, H, L, L): with equal scores and one-hot values, y is not 0 for those."""
+    call = example(
+        "chunk_attention",
+        torch.float32,
+        tokens=Tokens(batch, tokens),
+        heads=heads,
+        value_dim=tokens,
+        chunk_size=chunk_size,
+    )
+    q, v = torch.zeros_like(call.inputs["q"]), torch.eye(tokens)[:, None].expand(batch, -1, heads, -1)
+    call = call.with_inputs(q=q, k=q, v=v).with_options(dropout_p=p, seed=seed)
+    return frontend.forward(call)["y"].transpose(1, 2) > 0
+
+
+def test_philox_gives_its_published_vectors():
+    """The known answers of the authors' Random123 library for Philox4x32-10."""
+    ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    assert philox4x32((0, 0, 0, 0), (0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    assert philox4x32((ones,) * 4, (ones, ones)) == (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
+    assert philox4x32(pi, (0xA4093822, 0x299F31D0)) == (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63 - 1])
+def test_dropout_removes_what_philox_says(frontend, seed):
+    seen = kept(frontend, tokens=13, chunk_size=8, p=0.5, seed=seed, batch=2, heads=2)
+    expected = torch.zeros_like(seen)
+    for row, head, t, s in torch.cartesian_prod(*map(torch.arange, seen.shape)).tolist():
+        causal = t - t % 8 <= s <= t
+        expected[row, head, t, s] = causal and not dropped(seed, 0.5, row, head, t, s)
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_removes_its_share(frontend, p):
+    """Of 2 * 3 * 128 * 129 / 2 scores, within five standard deviations."""
+    seen = kept(frontend, tokens=128, chunk_size=128, p=p, seed=7, batch=2, heads=3)
+    scores = 2 * 3 * 128 * 129 // 2
+    share = 1 - seen.sum().item() / scores
+    assert abs(share - p) < 5 * (p * (1 - p) / scores) ** 0.5
+
+
+def test_dropout_is_a_pattern_per_seed_row_and_head(frontend):
+    seen = kept(frontend, tokens=32, chunk_size=32, p=0.5, seed=3, batch=2, heads=2).flatten(0, 1)
+    other_seed = kept(frontend, tokens=32, chunk_size=32, p=0.5, seed=3 + 2**32)[0]
+    patterns = torch.cat((seen, other_seed)).flatten(1)
+    assert len(patterns.unique(dim=0)) == 5
+
+
+@both
+def test_a_query_without_keys_gives_zero_and_has_no_gradient(op, frontend, dtype):
+    call = example(op, dtype, tokens=Tokens(batch=2, length=11), chunk_size=4, dropout_p=0.9)
+    seed = call.options["seed"]
+    alone = torch.tensor(
+        [
+            [
+                [all(dropped(seed, 0.9, b, h, t, s) for s in range(t - t % 4, t + 1)) for h in range(2)]
+                for t in range(11)
+            ]
+            for b in range(2)
+        ]
+    )
+    assert alone.any()
+    assert not alone.all()
+    drawn = cotangents(frontend.forward(call))
+    result = frontend.run(call, {"y": drawn["y"] * alone[..., None]})
+    assert not result.outputs["y"][alone].any()
+    assert result.outputs["y"][~alone].all()
+    for name, x in result.gradients.items():
+        assert x is None or not x.any(), name
+
+
+@both
+def test_backward_regenerates_the_pattern(op, frontend):
+    """y is linear in v, so <dy, y> = <v, dv> if and only if both directions drop the same scores."""
+    call = example(op, torch.float64, tokens=Tokens(length=150), chunk_size=64, dropout_p=0.5)
+    drawn = {"y": cotangents(frontend.forward(call))["y"]}
+    result = frontend.run(call, drawn)
+    assert_close(
+        (drawn["y"] * result.outputs["y"]).sum(), (call.inputs["v"] * result.gradients["v"]).sum(), 1e-12
+    )
+
+
+@both
+def test_dropout_needs_a_seed(op, frontend):
+    with pytest.raises(ValueError, match=f"{op}: seed: expected"):
+        frontend.forward(example(op, torch.float32).with_options(dropout_p=0.1))

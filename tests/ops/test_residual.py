@@ -1,0 +1,73 @@
+"""Norms, gate and second hop at the edges of their inputs."""
+
+import pytest
+import torch
+from calls import cotangents, example
+from frontends import REFERENCE
+from tolerance import GOLDEN, assert_all_close, relative_error
+
+norms = pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "add_layer_norm"])
+
+
+@norms
+@pytest.mark.parametrize("affine", [True, False])
+def test_rows_of_zeros(op, frontend, dtype, affine):
+    """The scale is rsqrt(eps), and nothing is divided by 0."""
+    call = example(op, dtype, affine=affine)
+    activations = [name for name in ("x", "branch", "residual") if name in call.inputs]
+    call = call.with_inputs(**{name: torch.zeros_like(call.inputs[name]) for name in activations})
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    rtol = 8 * torch.finfo(dtype).eps
+    assert_all_close(result.outputs, expected.outputs, rtol)
+    assert_all_close(result.gradients, expected.gradients, rtol)
+
+
+@norms
+def test_rows_of_large_values_do_not_overflow(op, frontend):
+    """Squares of 1e4 overflow float16, so they are summed in float32."""
+    call = example(op, torch.float16, shape=(4, 512), affine=False)
+    activations = {name: x.sign() * 1e4 for name, x in call.inputs.items() if x is not None}
+    call = call.with_inputs(**activations)
+    y = frontend.forward(call)["y"]
+    assert relative_error(y, REFERENCE.forward(call)["y"]) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_sum_before_a_norm_is_not_rounded(frontend, dtype):
+    """Beside 512 or 4096, bfloat16 and float16 keep nothing of a small residual; the norm must see it all."""
+    call = example("add_layer_norm", dtype, shape=(5, 64), affine=False)
+    call = call.with_inputs(branch=torch.full((5, 64), 4096.0, dtype=dtype))
+    assert (call.inputs["branch"] + call.inputs["residual"]).unique().numel() < 10
+    exact = REFERENCE.forward(call)["y"]
+    assert relative_error(frontend.forward(call)["y"], exact) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("gate", [-1e4, -100.0, 0.0, 100.0, 1e4])
+def test_silu_saturates(frontend, dtype, gate):
+    """silu(gate) runs from 0 to gate and its slope from 0 to 1, without overflow of exp."""
+    call = example("silu_mul", dtype)
+    call = call.with_inputs(gate=torch.full_like(call.inputs["gate"], gate))
+    drawn = {"y": torch.ones_like(call.inputs["value"])}
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    rtol = 4 * torch.finfo(dtype).eps
+    assert_all_close(result.outputs, expected.outputs, rtol)
+    assert_all_close(result.gradients, expected.gradients, rtol)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "two_hop_residual"])
+def test_any_rank_is_rows_of_the_last_axis(op, rank, frontend):
+    rows = example(op, torch.float64, shape=(24, 7))
+    shape = {1: (7,), 2: (24, 7), 3: (4, 6, 7), 4: (2, 3, 4, 7), 5: (2, 3, 2, 2, 7)}[rank]
+    call = rows.with_inputs(
+        **{
+            name: (x[:1] if rank == 1 else x).reshape(shape)
+            for name, x in rows.inputs.items()
+            if x is not None and x.ndim == 2
+        }
+    )
+    expected = frontend.forward(rows)["y"]
+    y = frontend.forward(call)["y"]
+    assert y.shape == shape
+    assert relative_error(y.reshape(-1, 7), expected[: y.numel() // 7]) < GOLDEN

@@ -1,0 +1,120 @@
+"""Cumulative statistics: long streams, hard data, counts."""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import reference
+import torch
+from calls import Call, cotangents, example
+from frontends import REFERENCE
+from tolerance import GOLDEN, assert_all_close, assert_as_good_as_naive, relative_error
+from torch import Tensor
+
+TOKENS, GROUPS, WIDTH = 2**24, 2, 2
+
+
+class Stream(NamedTuple):
+    x: Tensor  # (1, L, D) float32
+    samples: Tensor  # times at which y is compared
+    y: Tensor  # (samples, D) float64
+    mean: Tensor  # (G,) float64, after the last token
+    var: Tensor
+
+
+@cache
+def stream() -> Stream:
+    """2^24 tokens whose mean is six standard deviations from 0 and drifts, with their exact statistics.
+
+    mean_t and var_t + mean_t^2 are plain averages, of the block means and of the block mean squares, so
+    cumulative sums in float64 give them at every time.
+    """
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((TOKENS, GROUPS, WIDTH), dtype=np.float32)
+    x *= 0.5
+    x += np.linspace(2.5, 3.5, TOKENS, dtype=np.float32)[:, None, None]
+    n = np.arange(1, TOKENS + 1, dtype=np.float64)[:, None]
+    samples = np.unique(np.geomspace(1, TOKENS, 4000).astype(np.int64)) - 1
+    mean = x.mean(-1, dtype=np.float64).cumsum(0) / n
+    square = np.square(x, dtype=np.float64).mean(-1).cumsum(0) / n
+    mean, var = mean[samples], square[samples] - mean[samples] ** 2
+    y = (x[samples] - mean[..., None]) / np.sqrt(var[..., None] + 1e-5)
+    arrays = samples, y.reshape(len(samples), -1), mean[-1], var[-1]
+    return Stream(torch.from_numpy(x).view(1, TOKENS, -1), *map(torch.from_numpy, arrays))
+
+
+@pytest.mark.parametrize("calls", [1, 16])
+def test_2_to_the_24_tokens(frontend, calls):
+    """Mean and variance stay within 1e-6 of float64, in one call and over a stream of calls."""
+    expected = stream()
+    call, ys = unaffine(expected.x, GROUPS), []
+    for x in expected.x.chunk(calls, 1):
+        outputs = frontend.forward(call.with_inputs(x=x))
+        call = call.with_state(outputs)
+        ys.append(outputs["y"])
+    y = torch.cat(ys, 1)[0, expected.samples]
+    assert outputs["count"].tolist() == [TOKENS]
+    assert ((outputs["mean"][0] - expected.mean) / expected.mean).abs().max() < 1e-6
+    assert ((outputs["var"][0] - expected.var) / expected.var).abs().max() < 1e-6
+    assert relative_error(y, expected.y) < 1e-6
+
+
+def unaffine(x: Tensor, groups: int) -> Call:
+    none = dict.fromkeys(("weight", "bias", "initial_mean", "initial_var"))
+    return Call("timestep_norm", {"x": x} | none, {"num_groups": groups, "initial_count": None})
+
+
+def test_far_from_zero(frontend):
+    """Mean 1000, deviation 1: nothing is lost to cancellation that naive float32 would keep."""
+    call = example("timestep_norm", torch.float32, groups=2, width=16, state=False, affine=False)
+    call = call.with_inputs(x=call.inputs["x"] + 1000)
+    drawn = cotangents(frontend.forward(call))
+    result, exact = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    with reference.precision(torch.float32):
+        naive = REFERENCE.run(call, drawn)
+    for name in ("y", "mean", "var"):
+        assert_as_good_as_naive(result.outputs[name], exact.outputs[name], naive.outputs[name], name)
+    assert_as_good_as_naive(result.gradients["x"], exact.gradients["x"], naive.gradients["x"], "dx")
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e15])
+def test_constant_tokens_have_no_variance(frontend, dtype, value):
+    """y is 0 and gradients are finite, with rsqrt(eps) as the scale."""
+    value = min(value, torch.finfo(dtype).max / 16)
+    call = unaffine(torch.full((2, 9, 6), value, dtype=dtype), 3)
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    assert not result.outputs["y"].any()
+    assert not result.outputs["var"].any()
+    assert result.gradients["x"].isfinite().all()
+    assert relative_error(result.gradients["x"], expected.gradients["x"]) < 4 * torch.finfo(dtype).eps
+
+
+def test_the_first_token_has_its_own_statistics(frontend):
+    """Count 0: the initial mean and variance have no weight and no gradient."""
+    call = example("timestep_norm", torch.float64)
+    fresh = call.with_options(initial_count=torch.zeros_like(call.options["initial_count"]))
+    drawn = cotangents(frontend.forward(fresh))
+    result, expected = frontend.run(fresh, drawn), frontend.run(unstated(call), drawn)
+    assert_all_close(result.outputs, expected.outputs, GOLDEN)
+    assert_all_close(result.gradients, expected.gradients | zero_statistics(call), GOLDEN)
+
+
+def unstated(call: Call) -> Call:
+    return call.with_state({"count": None, "mean": None, "var": None})
+
+
+def zero_statistics(call: Call) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(call.inputs[name]) for name in ("initial_mean", "initial_var")}
+
+
+def test_counts_are_64_bit(frontend):
+    """After 2^40 tokens the statistics stand almost still, and the count goes on."""
+    call = example("timestep_norm", torch.float64)
+    call = call.with_options(initial_count=torch.full_like(call.options["initial_count"], 2**40))
+    outputs = frontend.forward(call)
+    length = call.inputs["x"].shape[1]
+    assert outputs["count"].tolist() == [2**40 + length] * len(outputs["count"])
+    assert relative_error(outputs["mean"], call.inputs["initial_mean"]) < 1e-9
+    assert relative_error(outputs["var"], call.inputs["initial_var"]) < 1e-9

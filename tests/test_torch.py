@@ -1,0 +1,139 @@
+"""The torch operators as torch sees them: registration, compilation, autocast."""
+
+import pytest
+import torch
+from calls import ACTIVATIONS, OPERATORS, cotangents, example
+from frontends import TORCH
+from megalodon_core import ops
+from tolerance import assert_all_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MIXED = [op for op in OPERATORS if len(ACTIVATIONS[op]) > 1]
+LOW = torch.bfloat16
+
+
+class Recorder(TorchDispatchMode):
+    """Records the calls of megalodon_core's torch operators that reach dispatch."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "megalodon_core":
+            self.calls.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_opcheck(op):
+    """Schema, fake kernel, autograd registration and tracing, of forward and of backward."""
+    call = example(op, torch.float32)
+    with Recorder() as recorder:
+        TORCH.run(call, cotangents(TORCH.forward(call)))
+    names = [function._opname for function, _ in recorder.calls]
+    assert names == [op, op, f"{op}_backward"]
+    for function, args in recorder.calls[1:]:
+        is_backward = function._opname.endswith("_backward")
+        leaves = [leaf(x, requires_grad=not is_backward) for x in args]
+        torch.library.opcheck(function, tuple(leaves))
+
+
+def leaf(x, requires_grad: bool):
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.detach().clone().requires_grad_(requires_grad and x.is_floating_point())
+
+
+def block(x, alpha, delta, theta, gamma, omega, weight, bias, attention_gamma, attention_beta, cu_seqlens):
+    """All operators one after another on (1, L, 8), with two heads and four groups."""
+    normed, norm_state = ops.timestep_norm(x, weight, bias, 4, cu_seqlens=cu_seqlens)
+    p, q = ops.cema_coefficients(alpha, delta, theta)
+    averaged, cema_state = ops.cema(normed, p, q, gamma, omega, cu_seqlens=cu_seqlens)
+    m = ops.rms_norm(averaged, weight)
+    real, ema_state = ops.ema(m, p, q[..., 0], gamma[..., 0], cu_seqlens=cu_seqlens)
+    heads = (m.unflatten(-1, (2, 4)), real.unflatten(-1, (2, 4)))
+    a, state = ops.normalized_attention(
+        heads[0], attention_gamma, attention_beta, heads[1], chunk_size=3, cu_seqlens=cu_seqlens
+    )
+    b, _ = ops.chunk_attention(*heads, a, chunk_size=4, dropout_p=0.2, seed=11, cu_seqlens=cu_seqlens)
+    h = ops.layer_norm(ops.silu_mul(b.flatten(-2), real), weight, bias)
+    y = ops.two_hop_residual(ops.add_layer_norm(h, x, weight, bias), x, omega)
+    return y, norm_state.mean, norm_state.var, cema_state, ema_state, state.k, state.v
+
+
+def block_inputs(length: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(1, length, 8), (8, 3), (8, 3), (8,), (8, 3, 2), (8,), (8,), (8,), (2, 2, 4), (2, 2, 4)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+# torch's own compiler still imports what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("documents", [None, (4, 0, 7)], ids=["whole", "packed"])
+def test_compile(backend, documents):
+    """A block compiles without a graph break, to eager's values and gradients, and for other lengths."""
+    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    for length in (11, 17):
+        cu_seqlens = None
+        if documents is not None:
+            cu_seqlens = torch.tensor([0, *documents]).cumsum(0)
+            cu_seqlens[-1] = length
+        inputs = block_inputs(length)
+        expected = block(*inputs, cu_seqlens)
+        outputs = compiled(*inputs, cu_seqlens)
+        assert_all_close(dict(enumerate(outputs)), dict(enumerate(expected)), 1e-12)
+        weights = [torch.ones_like(x) for x in expected]
+        actual, wanted = (torch.autograd.grad(results, inputs, weights) for results in (outputs, expected))
+        assert_all_close(dict(enumerate(actual)), dict(enumerate(wanted)), 1e-11)
+
+
+def autocast():
+    return torch.autocast("cpu", dtype=LOW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+@pytest.mark.parametrize("op", [op for op in OPERATORS if len(ACTIVATIONS[op]) == 1])
+def test_autocast_keeps_the_type_of_a_single_activation(op, dtype):
+    call = example(op, dtype)
+    expected = TORCH.forward(call)
+    with autocast():
+        result = TORCH.forward(call)
+    assert result["y"].dtype == dtype
+    assert_all_close(result, expected, rtol=0.0)
+
+
+@pytest.mark.parametrize("op", MIXED)
+def test_autocast_promotes_several_activations_to_the_widest(op):
+    """As if the narrow ones had been converted; gradients come back in the type of each."""
+    call = example(op, torch.float32)
+    narrow = ACTIVATIONS[op][0]
+    low = call.inputs[narrow].to(LOW)
+    mixed, wide = call.with_inputs(**{narrow: low}), call.with_inputs(**{narrow: low.float()})
+    drawn = cotangents(TORCH.forward(wide))
+    expected = TORCH.run(wide, drawn)
+    with autocast():
+        result = TORCH.run(mixed, drawn)
+    assert result.outputs["y"].dtype == torch.float32
+    assert_all_close(result.outputs, expected.outputs, rtol=0.0)
+    for name, x in result.gradients.items():
+        if x is not None:
+            assert torch.equal(x, expected.gradients[name].to(mixed.inputs[name].dtype)), name
+
+
+@pytest.mark.parametrize("op", MIXED)
+def test_autocast_promotes_two_half_types_to_float32(op):
+    call = example(op, torch.float16)
+    narrow = ACTIVATIONS[op][0]
+    with autocast():
+        y = TORCH.forward(call.with_inputs(**{narrow: call.inputs[narrow].to(LOW)}))["y"]
+    assert y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("op", MIXED)
+def test_mixed_activations_are_an_error_outside_autocast(op):
+    call = example(op, torch.float32)
+    first, second = ACTIVATIONS[op][:2]
+    with pytest.raises(TypeError, match=f"{op}: {second}: expected"):
+        TORCH.forward(call.with_inputs(**{first: call.inputs[first].to(LOW)}))
