@@ -26,14 +26,14 @@ def plot_evaluation(
     )
     edges = [max(1, positions[0] // 4), *(mark.position for mark in marks)]  # zero has no place on a log axis
 
-    def steps(bits: list[float], color: str, label: str) -> None:
-        above.stairs(bits, edges, baseline=None, color=color, linewidth=2, label=label)
+    def steps(bits: list[float], color: str, style: str, label: str) -> None:
+        above.stairs(bits, edges, baseline=None, color=color, linestyle=style, linewidth=2, label=label)
 
-    steps([mark.bits_inside for mark in marks], "tab:blue", "inside the bucket")
+    steps([mark.bits_inside for mark in marks], "tab:blue", "-", "inside the bucket")
     afresh = [mark.bits_inside_afresh for mark in marks if mark.bits_inside_afresh is not None]
     if afresh:
         longest = max(piece.length for piece in pieces)
-        steps(afresh, "tab:red", f"inside the bucket, state emptied every {longest:,}")
+        steps(afresh, "tab:red", ":", f"inside the bucket, state emptied every {longest:,}")
     above.plot(
         edges[1:], [mark.bits_so_far for mark in marks], "o-", color="tab:orange", label="from the start"
     )
