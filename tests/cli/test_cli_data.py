@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from megalodon_core import data
 from megalodon_core.errors import UserError
+from megalodon_core.training import data
 
 
 def load(*paths, **settings):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from megalodon_core import demo, training_run
 from megalodon_core.bench.report import run_bench
+from megalodon_core.cli import demo
+from megalodon_core.training import run
 
 
 def test_the_demo_runs_through_and_continues(program, tmp_path, monkeypatch):
@@ -13,7 +14,7 @@ def test_the_demo_runs_through_and_continues(program, tmp_path, monkeypatch):
         return run_bench(console, **{**options, "operators": ["silu_mul", "rms_norm"], "seconds": 0.01})
 
     monkeypatch.setattr(demo, "run_bench", bench_two)
-    monkeypatch.setattr(training_run, "steps_per_second", lambda plan, corpus: 1.0)
+    monkeypatch.setattr(run, "steps_per_second", lambda plan, corpus: 1.0)
     arguments = [
         "demo",
         "--output",

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from megalodon_core import data
-from megalodon_core.evaluation import evaluate
-from megalodon_core.plots import short_count
-from megalodon_core.training_run import load_model
+from megalodon_core.training import data
+from megalodon_core.training.evaluation import evaluate
+from megalodon_core.training.plots import short_count
+from megalodon_core.training.run import load_model
 from torch.nn import functional as F
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from megalodon_core.completion import print_text
+from megalodon_core.cli.completion import print_text
 from megalodon_core.generation import generate
-from megalodon_core.training_run import load_model
+from megalodon_core.training.run import load_model
 
 
 def test_generate_prints_the_continuation(program, trained):

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from megalodon_core import data, training_run
 from megalodon_core.config import MegalodonConfig
 from megalodon_core.errors import UserError
 from megalodon_core.model import Megalodon
-from megalodon_core.run_directory import RunDirectory
-from megalodon_core.training import PRECISIONS, Trainer, TrainSettings
-from megalodon_core.training_run import small_config
-from megalodon_core.windows import Windows
+from megalodon_core.training import data
+from megalodon_core.training import run as training_run
+from megalodon_core.training.run import small_config
+from megalodon_core.training.run_directory import RunDirectory
+from megalodon_core.training.trainer import PRECISIONS, Trainer, TrainSettings
+from megalodon_core.training.windows import Windows
 from safetensors.torch import load_file
 
 

@@ -16,7 +16,7 @@ from megalodon_core.bench.comparisons import COMPARISONS, FULL, QUICK
 from megalodon_core.bench.harness import Row, Timing, measure
 from megalodon_core.display import Display
 from megalodon_core.errors import UserError
-from megalodon_core.run_directory import write_json
+from megalodon_core.training.run_directory import write_json
 
 
 def run_bench(

@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from megalodon_core.checkpoint import from_pretrained, save_pretrained
 from megalodon_core.errors import UserError
 from megalodon_core.model import Megalodon
-from megalodon_core.run_directory import read_json, write_json
 from megalodon_core.state import MegalodonState
-from megalodon_core.windows import Windows
+from megalodon_core.training.run_directory import read_json, write_json
+from megalodon_core.training.windows import Windows
 
 PRECISIONS = ("float32", "bfloat16")
 """In what a step multiplies matrices; parameters, states and the optimizer are float32 in both."""

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], None] = (
             _info
             if args.command == "info"
-            else getattr(import_module("megalodon_core.commands"), args.command)
+            else getattr(import_module("megalodon_core.cli.commands"), args.command)
         )
         run(args)
     except UserError as error:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from megalodon_core import info
+    from megalodon_core.cli import info
 
     facts = info.collect()
     print(json.dumps(facts, indent=2) if args.json else "\n".join(info.lines(facts)))

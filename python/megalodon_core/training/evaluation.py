@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from megalodon_core.memory import peak_resident_bytes, resident_bytes
 from megalodon_core.model import Megalodon
 from megalodon_core.state import MegalodonState
+from megalodon_core.training.memory import peak_resident_bytes, resident_bytes
 
 MARKS = (4096, 16384, 65536, 262144, 1048576)
 PIECE = 4096

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from megalodon_core import data
 from megalodon_core.checkpoint import CONFIG_FILE, from_pretrained
 from megalodon_core.config import MegalodonConfig
 from megalodon_core.display import Display, duration
 from megalodon_core.errors import UserError
-from megalodon_core.evaluation import evaluate
-from megalodon_core.interruption import stop_on_interrupt
 from megalodon_core.model import Megalodon
-from megalodon_core.run_directory import RunDirectory
-from megalodon_core.training import PRECISIONS, Trainer, TrainSettings
+from megalodon_core.training import data
+from megalodon_core.training.evaluation import evaluate
+from megalodon_core.training.interruption import stop_on_interrupt
+from megalodon_core.training.run_directory import RunDirectory
+from megalodon_core.training.trainer import PRECISIONS, Trainer, TrainSettings
 
 _TRIAL_SECONDS = 3.0
 _HELD_OUT_GLANCE = 1 << 16

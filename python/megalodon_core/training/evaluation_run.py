@@ -8,14 +8,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from megalodon_core.data import Corpus, held_out_stream
 from megalodon_core.display import Display
 from megalodon_core.errors import UserError
-from megalodon_core.evaluation import PIECE, Evaluation, evaluate
 from megalodon_core.model import Megalodon
-from megalodon_core.plots import plot_evaluation, short_count
-from megalodon_core.run_directory import write_json
-from megalodon_core.training_run import Plan
+from megalodon_core.training.data import Corpus, held_out_stream
+from megalodon_core.training.evaluation import PIECE, Evaluation, evaluate
+from megalodon_core.training.plots import plot_evaluation, short_count
+from megalodon_core.training.run import Plan
+from megalodon_core.training.run_directory import write_json
 
 _MEBIBYTE = 2**20
 

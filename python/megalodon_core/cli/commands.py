@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from megalodon_core import data
 from megalodon_core.bench.report import run_bench
-from megalodon_core.completion import continued, print_ids, print_text
+from megalodon_core.cli.completion import continued, print_ids, print_text
+from megalodon_core.cli.demo import run_demo
 from megalodon_core.config import MegalodonConfig
-from megalodon_core.demo import run_demo
 from megalodon_core.display import output_console
 from megalodon_core.errors import UserError
-from megalodon_core.evaluation_run import run_evaluation
-from megalodon_core.run_directory import RunDirectory, read_json
-from megalodon_core.training import TrainSettings
-from megalodon_core.training_run import Plan, load_model, print_result, small_config, start_run, train_run
+from megalodon_core.training import data
+from megalodon_core.training.evaluation_run import run_evaluation
+from megalodon_core.training.run import Plan, load_model, print_result, small_config, start_run, train_run
+from megalodon_core.training.run_directory import RunDirectory, read_json
+from megalodon_core.training.trainer import TrainSettings
 
 
 def train(args: Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from megalodon_core.evaluation import Evaluation
+from megalodon_core.training.evaluation import Evaluation
 
 
 def plot_evaluation(

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megalodon_core import data
 from megalodon_core.bench.report import run_bench
-from megalodon_core.completion import continued, print_text
+from megalodon_core.cli.completion import continued, print_text
 from megalodon_core.display import duration
-from megalodon_core.evaluation_run import run_evaluation
-from megalodon_core.run_directory import RunDirectory
-from megalodon_core.training import TrainSettings
-from megalodon_core.training_run import Plan, load_model, print_result, small_config, start_run, train_run
+from megalodon_core.training import data
+from megalodon_core.training.evaluation_run import run_evaluation
+from megalodon_core.training.run import Plan, load_model, print_result, small_config, start_run, train_run
+from megalodon_core.training.run_directory import RunDirectory
+from megalodon_core.training.trainer import TrainSettings
 
 _COMPLETION_BYTES = 400
 
