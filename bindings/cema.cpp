@@ -4,96 +4,114 @@
 namespace megalodon::bindings {
 namespace {
 
-py::tuple forward(CemaForward op, py::function allocate, int threads) {
-  const CemaShape shape = validate(op);
-  Outputs outputs(op.name, std::move(allocate));
-  op.y = outputs.add("y", op.x.dtype, {shape.batch, shape.length, shape.dim});
-  op.state = op.real ? outputs.add("state", op.p.dtype, {shape.count, shape.dim, shape.ndim})
-                     : outputs.add("state", op.p.dtype, {shape.count, shape.dim, shape.ndim, 2});
-  run([&] { cpu::kernels().cema_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads); });
-  return outputs.take();
+// The arrays of a forward call, in the order of the Python function.
+struct Arrays {
+  py::handle x, p, q, gamma, omega, initial_state, cu_seqlens, padding_mask;
+};
+
+const char* op_name(bool real) { return real ? "ema" : "cema"; }
+
+Cema inputs(Call& call, bool real, const Arrays& arrays) {
+  return {call.op(),
+          real,
+          call.strided_input("x", arrays.x),
+          call.input("p", arrays.p),
+          call.input("q", arrays.q),
+          call.input("gamma", arrays.gamma),
+          call.input("omega", arrays.omega),
+          call.input("initial_state", arrays.initial_state),
+          {call.input("cu_seqlens", arrays.cu_seqlens), call.input("padding_mask", arrays.padding_mask)}};
 }
 
-py::tuple backward(CemaBackward op, py::function allocate, int threads) {
+py::tuple forward(bool real, const Frontend& frontend, int threads, const Arrays& arrays) {
+  Call call(op_name(real), frontend, threads);
+  CemaForward op{inputs(call, real, arrays), {}, {}};
+  const CemaShape shape = validate(op);
+  op.y = call.output("y", op.x.dtype, {shape.batch, shape.length, shape.dim});
+  op.state = real ? call.output("state", op.p.dtype, {shape.count, shape.dim, shape.ndim})
+                  : call.output("state", op.p.dtype, {shape.count, shape.dim, shape.ndim, 2});
+  return call.run(
+      [&] { cpu::kernels().cema_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads); });
+}
+
+py::tuple backward(bool real, const Frontend& frontend, int threads, py::handle dy, py::handle dstate,
+                   const Arrays& arrays) {
+  Call call(op_name(real), frontend, threads);
+  CemaBackward op{inputs(call, real, arrays)};
+  op.dy = call.strided_input("dy", dy);
+  op.dstate = call.input("dstate", dstate);
   const CemaShape shape = validate(op);
   validate_cotangents(op, shape);
-  Outputs outputs(op.name, std::move(allocate));
-  op.dx = outputs.add_like("x", op.x);
-  op.dp = outputs.add_like("p", op.p);
-  op.dq = outputs.add_like("q", op.q);
-  op.dgamma = outputs.add_like("gamma", op.gamma);
-  op.domega = outputs.add_like("omega", op.omega);
-  op.dinitial_state = outputs.add_like("initial_state", op.initial_state);
-  run([&] { cpu::kernels().cema_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads); });
-  return outputs.take();
+  op.dx = call.output_like("x", op.x);
+  op.dp = call.output_like("p", op.p);
+  op.dq = call.output_like("q", op.q);
+  op.dgamma = call.output_like("gamma", op.gamma);
+  op.domega = call.output_like("omega", op.omega);
+  op.dinitial_state = call.output_like("initial_state", op.initial_state);
+  return call.run(
+      [&] { cpu::kernels().cema_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads); });
 }
 
-Cema inputs(bool real, const Tensor& x, const Tensor& p, const Tensor& q, const Tensor& gamma,
-            const Tensor& omega, const Tensor& initial_state, const Tensor& cu_seqlens,
-            const Tensor& padding_mask) {
-  return {real ? "ema" : "cema", real, x, p, q, gamma, omega, initial_state, {cu_seqlens, padding_mask}};
-}
-
-void register_moving_average(py::module_& module, const std::string& op, bool real) {
+void register_moving_average(py::module_& module, bool real) {
   using namespace py::literals;
-  module.def(
-      (op + "_forward").c_str(),
-      [real](py::function allocate, int threads, const Tensor& x, const Tensor& p, const Tensor& q,
-             const Tensor& gamma, const Tensor& omega, const Tensor& initial_state, const Tensor& cu_seqlens,
-             const Tensor& padding_mask) {
-        return forward({inputs(real, x, p, q, gamma, omega, initial_state, cu_seqlens, padding_mask), {}, {}},
-                       std::move(allocate), threads);
-      },
-      "allocate"_a, "threads"_a, "x"_a, "p"_a, "q"_a, "gamma"_a, "omega"_a, "initial_state"_a, "cu_seqlens"_a,
-      "padding_mask"_a, "-> (y, state)");
-  module.def(
-      (op + "_backward").c_str(),
-      [real](py::function allocate, int threads, const Tensor& dy, const Tensor& dstate, const Tensor& x,
-             const Tensor& p, const Tensor& q, const Tensor& gamma, const Tensor& omega,
-             const Tensor& initial_state, const Tensor& cu_seqlens, const Tensor& padding_mask) {
-        CemaBackward op_backward{
-            inputs(real, x, p, q, gamma, omega, initial_state, cu_seqlens, padding_mask)};
-        op_backward.dy = dy;
-        op_backward.dstate = dstate;
-        return backward(op_backward, std::move(allocate), threads);
-      },
-      "allocate"_a, "threads"_a, "dy"_a, "dstate"_a, "x"_a, "p"_a, "q"_a, "gamma"_a, "omega"_a,
-      "initial_state"_a, "cu_seqlens"_a, "padding_mask"_a,
-      "-> (dx, dp, dq, dgamma, domega if omega, dinitial_state if initial_state)");
+  const std::string op = op_name(real);
+  module.def((op + "_forward").c_str(),
+             [real](const Frontend& frontend, int threads, py::handle x, py::handle p, py::handle q,
+                    py::handle gamma, py::handle omega, py::handle initial_state, py::handle cu_seqlens,
+                    py::handle padding_mask) {
+               return forward(real, frontend, threads,
+                              {x, p, q, gamma, omega, initial_state, cu_seqlens, padding_mask});
+             },
+             "frontend"_a, "threads"_a, "x"_a, "p"_a, "q"_a, "gamma"_a, "omega"_a, "initial_state"_a,
+             "cu_seqlens"_a, "padding_mask"_a, "-> (y, state)");
+  module.def((op + "_backward").c_str(),
+             [real](const Frontend& frontend, int threads, py::handle dy, py::handle dstate, py::handle x,
+                    py::handle p, py::handle q, py::handle gamma, py::handle omega, py::handle initial_state,
+                    py::handle cu_seqlens, py::handle padding_mask) {
+               return backward(real, frontend, threads, dy, dstate,
+                               {x, p, q, gamma, omega, initial_state, cu_seqlens, padding_mask});
+             },
+             "frontend"_a, "threads"_a, "dy"_a, "dstate"_a, "x"_a, "p"_a, "q"_a, "gamma"_a, "omega"_a,
+             "initial_state"_a, "cu_seqlens"_a, "padding_mask"_a,
+             "-> (dx, dp, dq, dgamma, domega if omega, dinitial_state if initial_state)");
 }
 
-py::tuple coefficients_forward(py::function allocate, int threads, const Tensor& alpha, const Tensor& delta,
-                               const Tensor& theta) {
-  CemaCoefficientsForward op{{alpha, delta, theta}, {}, {}};
+CemaCoefficients coefficients(Call& call, py::handle alpha, py::handle delta, py::handle theta) {
+  return {call.input("alpha", alpha), call.input("delta", delta), call.input("theta", theta)};
+}
+
+py::tuple coefficients_forward(const Frontend& frontend, int threads, py::handle alpha, py::handle delta,
+                               py::handle theta) {
+  Call call("cema_coefficients", frontend, threads);
+  CemaCoefficientsForward op{coefficients(call, alpha, delta, theta), {}, {}};
   const CemaShape shape = validate(op);
-  Outputs outputs("cema_coefficients", std::move(allocate));
-  op.p = outputs.add_like("p", alpha);
-  op.q = outputs.add("q", alpha.dtype, {shape.dim, shape.ndim, 2});
-  run([&] { cpu::kernels().cema_coefficients_forward(op, threads); });
-  return outputs.take();
+  op.p = call.output_like("p", op.alpha);
+  op.q = call.output("q", op.alpha.dtype, {shape.dim, shape.ndim, 2});
+  return call.run([&] { cpu::kernels().cema_coefficients_forward(op, threads); });
 }
 
-py::tuple coefficients_backward(py::function allocate, int threads, const Tensor& dp, const Tensor& dq,
-                                const Tensor& alpha, const Tensor& delta, const Tensor& theta) {
-  CemaCoefficientsBackward op{{alpha, delta, theta}, dp, dq, {}, {}, {}};
+py::tuple coefficients_backward(const Frontend& frontend, int threads, py::handle dp, py::handle dq,
+                                py::handle alpha, py::handle delta, py::handle theta) {
+  Call call("cema_coefficients", frontend, threads);
+  CemaCoefficientsBackward op{coefficients(call, alpha, delta, theta)};
+  op.dp = call.input("dp", dp);
+  op.dq = call.input("dq", dq);
   validate_cotangents(op, validate(op));
-  Outputs outputs("cema_coefficients", std::move(allocate));
-  op.dalpha = outputs.add_like("alpha", alpha);
-  op.ddelta = outputs.add_like("delta", delta);
-  op.dtheta = outputs.add_like("theta", theta);
-  run([&] { cpu::kernels().cema_coefficients_backward(op, threads); });
-  return outputs.take();
+  op.dalpha = call.output_like("alpha", op.alpha);
+  op.ddelta = call.output_like("delta", op.delta);
+  op.dtheta = call.output_like("theta", op.theta);
+  return call.run([&] { cpu::kernels().cema_coefficients_backward(op, threads); });
 }
 
 }  // namespace
 
 void register_cema(py::module_& module) {
   using namespace py::literals;
-  register_moving_average(module, "cema", false);
-  register_moving_average(module, "ema", true);
-  module.def("cema_coefficients_forward", coefficients_forward, "allocate"_a, "threads"_a, "alpha"_a,
+  register_moving_average(module, false);
+  register_moving_average(module, true);
+  module.def("cema_coefficients_forward", coefficients_forward, "frontend"_a, "threads"_a, "alpha"_a,
              "delta"_a, "theta"_a, "-> (p, q)");
-  module.def("cema_coefficients_backward", coefficients_backward, "allocate"_a, "threads"_a, "dp"_a, "dq"_a,
+  module.def("cema_coefficients_backward", coefficients_backward, "frontend"_a, "threads"_a, "dp"_a, "dq"_a,
              "alpha"_a, "delta"_a, "theta"_a, "-> (dalpha, ddelta, dtheta)");
 }
 

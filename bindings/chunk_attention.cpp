@@ -4,90 +4,113 @@
 namespace megalodon::bindings {
 namespace {
 
-// The arguments that both operators end with, in the order of the Python call.
+// The arguments that both operators end with, in the order of the Python functions.
 struct Shared {
-  Tensor initial_k, initial_v, initial_length, cu_seqlens, padding_mask;
+  py::handle initial_k, initial_v, initial_length, cu_seqlens, padding_mask;
   std::int64_t chunk_size;
   double dropout_p;
   std::uint64_t seed;
-
-  Attention with(const Tensor& v) const {
-    return {v, initial_k, initial_v, initial_length, {cu_seqlens, padding_mask}, chunk_size, dropout_p, seed};
-  }
 };
 
-void allocate_outputs(Outputs& outputs, AttentionOutputs& to, const Attention& op,
-                      const AttentionShape& shape) {
+struct Cotangents {
+  py::handle dy, dfinal_k, dfinal_v;
+};
+
+Attention attention(Call& call, const Tensor& v, const Shared& shared) {
+  return {v,
+          call.input("initial_k", shared.initial_k),
+          call.input("initial_v", shared.initial_v),
+          call.input("initial_length", shared.initial_length),
+          {call.input("cu_seqlens", shared.cu_seqlens), call.input("padding_mask", shared.padding_mask)},
+          shared.chunk_size,
+          shared.dropout_p,
+          shared.seed};
+}
+
+ChunkAttention plain(Call& call, py::handle q, py::handle k, py::handle v, const Shared& shared,
+                     double scale) {
+  const Tensor queries = call.strided_input("q", q), keys = call.strided_input("k", k);
+  return {attention(call, call.strided_input("v", v), shared), queries, keys, scale};
+}
+
+NormalizedAttention normalized(Call& call, py::handle z, py::handle gamma, py::handle beta, py::handle v,
+                               const Shared& shared, double rope_base, double eps) {
+  const Tensor shared_z = call.strided_input("z", z);
+  const Tensor scales = call.input("gamma", gamma), shifts = call.input("beta", beta);
+  return {attention(call, call.strided_input("v", v), shared), shared_z, scales, shifts, rope_base, eps};
+}
+
+AttentionCotangents read(Call& call, const Cotangents& given) {
+  return {call.strided_input("dy", given.dy), call.input("dk", given.dfinal_k),
+          call.input("dv", given.dfinal_v)};
+}
+
+void allocate_outputs(Call& call, AttentionOutputs& to, const Attention& op, const AttentionShape& shape) {
   const DType state = parameter_dtype(op.v.dtype);
-  to.y = outputs.add_like("y", op.v);
-  to.final_k = outputs.add("state.k", state, {shape.count, shape.capacity, shape.heads, shape.key_dim});
-  to.final_v = outputs.add("state.v", state, {shape.count, shape.capacity, shape.heads, shape.value_dim});
-  to.final_length = outputs.add("state.length", DType::int64, {shape.count});
+  to.y = call.output_like("y", op.v);
+  to.final_k = call.output("state.k", state, {shape.count, shape.capacity, shape.heads, shape.key_dim});
+  to.final_v = call.output("state.v", state, {shape.count, shape.capacity, shape.heads, shape.value_dim});
+  to.final_length = call.output("state.length", DType::int64, {shape.count});
 }
 
-void allocate_gradients(Outputs& outputs, AttentionGradients& to, const Attention& op) {
-  to.dv = outputs.add_like("v", op.v);
-  to.dinitial_k = outputs.add_like("initial_state.k", op.initial_k);
-  to.dinitial_v = outputs.add_like("initial_state.v", op.initial_v);
+void allocate_gradients(Call& call, AttentionGradients& to, const Attention& op) {
+  to.dv = call.output_like("v", op.v);
+  to.dinitial_k = call.output_like("initial_state.k", op.initial_k);
+  to.dinitial_v = call.output_like("initial_state.v", op.initial_v);
 }
 
-py::tuple chunk_forward(py::function allocate, int threads, const Tensor& q, const Tensor& k, const Tensor& v,
+py::tuple chunk_forward(const Frontend& frontend, int threads, py::handle q, py::handle k, py::handle v,
                         const Shared& shared, double scale) {
-  ChunkAttentionForward op{{shared.with(v), q, k, scale}, {}};
+  Call call("chunk_attention", frontend, threads);
+  ChunkAttentionForward op{plain(call, q, k, v, shared, scale), {}};
   const AttentionShape shape = validate(op);
-  Outputs outputs("chunk_attention", std::move(allocate));
-  allocate_outputs(outputs, op, op, shape);
-  run([&] {
+  allocate_outputs(call, op, op, shape);
+  return call.run([&] {
     cpu::kernels().chunk_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
-py::tuple chunk_backward(py::function allocate, int threads, const AttentionCotangents& cotangents,
-                         const Tensor& q, const Tensor& k, const Tensor& v, const Shared& shared,
-                         double scale) {
-  ChunkAttentionBackward op{{shared.with(v), q, k, scale}, cotangents, {}, {}, {}};
+py::tuple chunk_backward(const Frontend& frontend, int threads, const Cotangents& cotangents, py::handle q,
+                         py::handle k, py::handle v, const Shared& shared, double scale) {
+  Call call("chunk_attention", frontend, threads);
+  ChunkAttentionBackward op{plain(call, q, k, v, shared, scale), read(call, cotangents), {}, {}, {}};
   const AttentionShape shape = validate(op);
   validate_cotangents(op, shape);
-  Outputs outputs("chunk_attention", std::move(allocate));
-  op.dq = outputs.add_like("q", q);
-  op.dk = outputs.add_like("k", k);
-  allocate_gradients(outputs, op, op);
-  run([&] {
+  op.dq = call.output_like("q", op.q);
+  op.dk = call.output_like("k", op.k);
+  allocate_gradients(call, op, op);
+  return call.run([&] {
     cpu::kernels().chunk_attention_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
-py::tuple normalized_forward(py::function allocate, int threads, const Tensor& z, const Tensor& gamma,
-                             const Tensor& beta, const Tensor& v, const Shared& shared, double rope_base,
+py::tuple normalized_forward(const Frontend& frontend, int threads, py::handle z, py::handle gamma,
+                             py::handle beta, py::handle v, const Shared& shared, double rope_base,
                              double eps) {
-  NormalizedAttentionForward op{{shared.with(v), z, gamma, beta, rope_base, eps}, {}};
+  Call call("normalized_attention", frontend, threads);
+  NormalizedAttentionForward op{normalized(call, z, gamma, beta, v, shared, rope_base, eps), {}};
   const AttentionShape shape = validate(op);
-  Outputs outputs("normalized_attention", std::move(allocate));
-  allocate_outputs(outputs, op, op, shape);
-  run([&] {
+  allocate_outputs(call, op, op, shape);
+  return call.run([&] {
     cpu::kernels().normalized_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
-py::tuple normalized_backward(py::function allocate, int threads, const AttentionCotangents& cotangents,
-                              const Tensor& z, const Tensor& gamma, const Tensor& beta, const Tensor& v,
+py::tuple normalized_backward(const Frontend& frontend, int threads, const Cotangents& cotangents,
+                              py::handle z, py::handle gamma, py::handle beta, py::handle v,
                               const Shared& shared, double rope_base, double eps) {
+  Call call("normalized_attention", frontend, threads);
   NormalizedAttentionBackward op{
-      {shared.with(v), z, gamma, beta, rope_base, eps}, cotangents, {}, {}, {}, {}};
+      normalized(call, z, gamma, beta, v, shared, rope_base, eps), read(call, cotangents), {}, {}, {}, {}};
   const AttentionShape shape = validate(op);
   validate_cotangents(op, shape);
-  Outputs outputs("normalized_attention", std::move(allocate));
-  op.dz = outputs.add_like("z", z);
-  op.dgamma = outputs.add_like("gamma", gamma);
-  op.dbeta = outputs.add_like("beta", beta);
-  allocate_gradients(outputs, op, op);
-  run([&] {
+  op.dz = call.output_like("z", op.z);
+  op.dgamma = call.output_like("gamma", op.gamma);
+  op.dbeta = call.output_like("beta", op.beta);
+  allocate_gradients(call, op, op);
+  return call.run([&] {
     cpu::kernels().normalized_attention_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
 }  // namespace
@@ -96,59 +119,58 @@ void register_chunk_attention(py::module_& module) {
   using namespace py::literals;
   module.def(
       "chunk_attention_forward",
-      [](py::function allocate, int threads, const Tensor& q, const Tensor& k, const Tensor& v,
-         const Tensor& initial_k, const Tensor& initial_v, const Tensor& initial_length,
-         const Tensor& cu_seqlens, const Tensor& padding_mask, std::int64_t chunk_size, double scale,
-         double dropout_p, std::uint64_t seed) {
+      [](const Frontend& frontend, int threads, py::handle q, py::handle k, py::handle v,
+         py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
+         py::handle padding_mask, std::int64_t chunk_size, double scale, double dropout_p,
+         std::uint64_t seed) {
         return chunk_forward(
-            std::move(allocate), threads, q, k, v,
+            frontend, threads, q, k, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             scale);
       },
-      "allocate"_a, "threads"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a, "initial_v"_a, "initial_length"_a,
+      "frontend"_a, "threads"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a, "initial_v"_a, "initial_length"_a,
       "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a, "dropout_p"_a, "seed"_a,
       "-> (y, k, v, length)");
   module.def(
       "chunk_attention_backward",
-      [](py::function allocate, int threads, const Tensor& dy, const Tensor& dfinal_k, const Tensor& dfinal_v,
-         const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& initial_k, const Tensor& initial_v,
-         const Tensor& initial_length, const Tensor& cu_seqlens, const Tensor& padding_mask,
-         std::int64_t chunk_size, double scale, double dropout_p, std::uint64_t seed) {
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
+         py::handle q, py::handle k, py::handle v, py::handle initial_k, py::handle initial_v,
+         py::handle initial_length, py::handle cu_seqlens, py::handle padding_mask, std::int64_t chunk_size,
+         double scale, double dropout_p, std::uint64_t seed) {
         return chunk_backward(
-            std::move(allocate), threads, {dy, dfinal_k, dfinal_v}, q, k, v,
+            frontend, threads, {dy, dfinal_k, dfinal_v}, q, k, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             scale);
       },
-      "allocate"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a,
+      "frontend"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a,
       "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a,
       "dropout_p"_a, "seed"_a, "-> (dq, dk, dv, dinitial_k and dinitial_v if initial_k)");
   module.def(
       "normalized_attention_forward",
-      [](py::function allocate, int threads, const Tensor& z, const Tensor& gamma, const Tensor& beta,
-         const Tensor& v, const Tensor& initial_k, const Tensor& initial_v, const Tensor& initial_length,
-         const Tensor& cu_seqlens, const Tensor& padding_mask, std::int64_t chunk_size, double rope_base,
-         double eps, double dropout_p, std::uint64_t seed) {
+      [](const Frontend& frontend, int threads, py::handle z, py::handle gamma, py::handle beta, py::handle v,
+         py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
+         py::handle padding_mask, std::int64_t chunk_size, double rope_base, double eps, double dropout_p,
+         std::uint64_t seed) {
         return normalized_forward(
-            std::move(allocate), threads, z, gamma, beta, v,
+            frontend, threads, z, gamma, beta, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             rope_base, eps);
       },
-      "allocate"_a, "threads"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a, "initial_k"_a, "initial_v"_a,
+      "frontend"_a, "threads"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a, "initial_k"_a, "initial_v"_a,
       "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "rope_base"_a, "eps"_a,
       "dropout_p"_a, "seed"_a, "-> (y, k, v, length)");
   module.def(
       "normalized_attention_backward",
-      [](py::function allocate, int threads, const Tensor& dy, const Tensor& dfinal_k, const Tensor& dfinal_v,
-         const Tensor& z, const Tensor& gamma, const Tensor& beta, const Tensor& v, const Tensor& initial_k,
-         const Tensor& initial_v, const Tensor& initial_length, const Tensor& cu_seqlens,
-         const Tensor& padding_mask, std::int64_t chunk_size, double rope_base, double eps, double dropout_p,
-         std::uint64_t seed) {
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
+         py::handle z, py::handle gamma, py::handle beta, py::handle v, py::handle initial_k,
+         py::handle initial_v, py::handle initial_length, py::handle cu_seqlens, py::handle padding_mask,
+         std::int64_t chunk_size, double rope_base, double eps, double dropout_p, std::uint64_t seed) {
         return normalized_backward(
-            std::move(allocate), threads, {dy, dfinal_k, dfinal_v}, z, gamma, beta, v,
+            frontend, threads, {dy, dfinal_k, dfinal_v}, z, gamma, beta, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             rope_base, eps);
       },
-      "allocate"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a,
+      "frontend"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a,
       "initial_k"_a, "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a,
       "rope_base"_a, "eps"_a, "dropout_p"_a, "seed"_a,
       "-> (dz, dgamma, dbeta, dv, dinitial_k and dinitial_v if initial_k)");

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
       PyErr_SetString(error.kind() == Error::Kind::type ? PyExc_TypeError : PyExc_ValueError, error.what());
     }
   });
+  bindings::register_frontend(module);
   bindings::register_runtime(module);
   bindings::register_cema(module);
   bindings::register_timestep_norm(module);

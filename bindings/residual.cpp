@@ -4,61 +4,78 @@
 namespace megalodon::bindings {
 namespace {
 
-py::tuple norm_forward(NormForward op, py::function allocate, int threads) {
+py::tuple norm_forward(Call& call, NormForward op) {
   validate(op);
-  Outputs outputs(op.name, std::move(allocate));
-  op.y = outputs.add_like("y", op.x);
-  run([&] { cpu::kernels().norm_forward(op, threads); });
-  return outputs.take();
+  op.y = call.output_like("y", op.x);
+  return call.run([&] { cpu::kernels().norm_forward(op, call.threads()); });
 }
 
-py::tuple norm_backward(NormBackward op, py::function allocate, int threads) {
+py::tuple norm_backward(Call& call, NormBackward op, py::handle dy) {
   validate(op);
+  op.dy = call.input("dy", dy);
   validate_cotangents(op);
-  Outputs outputs(op.name, std::move(allocate));
-  op.dx = outputs.add_like(op.residual.defined() ? "branch" : "x", op.x);
-  op.dweight = outputs.add_like("weight", op.weight);
-  op.dbias = outputs.add_like("bias", op.bias);
-  run([&] { cpu::kernels().norm_backward(op, threads); });
-  return outputs.take();
+  op.dx = call.output_like(op.residual.defined() ? "branch" : "x", op.x);
+  op.dweight = call.output_like("weight", op.weight);
+  op.dbias = call.output_like("bias", op.bias);
+  return call.run([&] { cpu::kernels().norm_backward(op, call.threads()); });
+}
+
+Norm rms_norm(Call& call, py::handle x, py::handle weight, double eps) {
+  return {call.op(), false, call.input("x", x), {}, call.input("weight", weight), {}, eps};
+}
+
+Norm layer_norm(Call& call, py::handle x, py::handle weight, py::handle bias, double eps) {
+  return {call.op(), true, call.input("x", x), {}, call.input("weight", weight), call.input("bias", bias),
+          eps};
+}
+
+Norm add_layer_norm(Call& call, py::handle branch, py::handle residual, py::handle weight, py::handle bias,
+                    double eps) {
+  return {call.op(),
+          true,
+          call.input("branch", branch),
+          call.required_input("residual", residual),
+          call.input("weight", weight),
+          call.input("bias", bias),
+          eps};
 }
 
 void register_rms_norm(py::module_& module) {
   using namespace py::literals;
   module.def(
       "rms_norm_forward",
-      [](py::function allocate, int threads, const Tensor& x, const Tensor& weight, double eps) {
-        return norm_forward({{"rms_norm", false, x, {}, weight, {}, eps}, {}}, std::move(allocate), threads);
+      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, double eps) {
+        Call call("rms_norm", frontend, threads);
+        return norm_forward(call, {rms_norm(call, x, weight, eps), {}});
       },
-      "allocate"_a, "threads"_a, "x"_a, "weight"_a, "eps"_a, "-> (y,)");
+      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "eps"_a, "-> (y,)");
   module.def(
       "rms_norm_backward",
-      [](py::function allocate, int threads, const Tensor& dy, const Tensor& x, const Tensor& weight,
-         double eps) {
-        return norm_backward({{"rms_norm", false, x, {}, weight, {}, eps}, dy, {}, {}, {}},
-                             std::move(allocate), threads);
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle x, py::handle weight, double eps) {
+        Call call("rms_norm", frontend, threads);
+        return norm_backward(call, {rms_norm(call, x, weight, eps), {}, {}, {}, {}}, dy);
       },
-      "allocate"_a, "threads"_a, "dy"_a, "x"_a, "weight"_a, "eps"_a, "-> (dx, dweight if weight)");
+      "frontend"_a, "threads"_a, "dy"_a, "x"_a, "weight"_a, "eps"_a, "-> (dx, dweight if weight)");
 }
 
 void register_layer_norm(py::module_& module) {
   using namespace py::literals;
   module.def(
       "layer_norm_forward",
-      [](py::function allocate, int threads, const Tensor& x, const Tensor& weight, const Tensor& bias,
+      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, py::handle bias,
          double eps) {
-        return norm_forward({{"layer_norm", true, x, {}, weight, bias, eps}, {}}, std::move(allocate),
-                            threads);
+        Call call("layer_norm", frontend, threads);
+        return norm_forward(call, {layer_norm(call, x, weight, bias, eps), {}});
       },
-      "allocate"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "-> (y,)");
+      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "-> (y,)");
   module.def(
       "layer_norm_backward",
-      [](py::function allocate, int threads, const Tensor& dy, const Tensor& x, const Tensor& weight,
-         const Tensor& bias, double eps) {
-        return norm_backward({{"layer_norm", true, x, {}, weight, bias, eps}, dy, {}, {}, {}},
-                             std::move(allocate), threads);
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle x, py::handle weight,
+         py::handle bias, double eps) {
+        Call call("layer_norm", frontend, threads);
+        return norm_backward(call, {layer_norm(call, x, weight, bias, eps), {}, {}, {}, {}}, dy);
       },
-      "allocate"_a, "threads"_a, "dy"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a,
+      "frontend"_a, "threads"_a, "dy"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a,
       "-> (dx, dweight and dbias if weight)");
 }
 
@@ -66,64 +83,69 @@ void register_add_layer_norm(py::module_& module) {
   using namespace py::literals;
   module.def(
       "add_layer_norm_forward",
-      [](py::function allocate, int threads, const Tensor& branch, const Tensor& residual,
-         const Tensor& weight, const Tensor& bias, double eps) {
-        return norm_forward({{"add_layer_norm", true, branch, residual, weight, bias, eps}, {}},
-                            std::move(allocate), threads);
+      [](const Frontend& frontend, int threads, py::handle branch, py::handle residual, py::handle weight,
+         py::handle bias, double eps) {
+        Call call("add_layer_norm", frontend, threads);
+        return norm_forward(call, {add_layer_norm(call, branch, residual, weight, bias, eps), {}});
       },
-      "allocate"_a, "threads"_a, "branch"_a, "residual"_a, "weight"_a, "bias"_a, "eps"_a, "-> (y,)");
+      "frontend"_a, "threads"_a, "branch"_a, "residual"_a, "weight"_a, "bias"_a, "eps"_a, "-> (y,)");
   module.def(
       "add_layer_norm_backward",
-      [](py::function allocate, int threads, const Tensor& dy, const Tensor& branch, const Tensor& residual,
-         const Tensor& weight, const Tensor& bias, double eps) {
-        return norm_backward({{"add_layer_norm", true, branch, residual, weight, bias, eps}, dy, {}, {}, {}},
-                             std::move(allocate), threads);
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle branch, py::handle residual,
+         py::handle weight, py::handle bias, double eps) {
+        Call call("add_layer_norm", frontend, threads);
+        return norm_backward(call,
+                             {add_layer_norm(call, branch, residual, weight, bias, eps), {}, {}, {}, {}}, dy);
       },
-      "allocate"_a, "threads"_a, "dy"_a, "branch"_a, "residual"_a, "weight"_a, "bias"_a, "eps"_a,
+      "frontend"_a, "threads"_a, "dy"_a, "branch"_a, "residual"_a, "weight"_a, "bias"_a, "eps"_a,
       "-> (dbranch, dweight and dbias if weight); dresidual = dbranch");
 }
 
-py::tuple silu_mul_forward(py::function allocate, int threads, const Tensor& gate, const Tensor& value) {
-  SiluMulForward op{{gate, value}, {}};
-  validate(op);
-  Outputs outputs("silu_mul", std::move(allocate));
-  op.y = outputs.add_like("y", gate);
-  run([&] { cpu::kernels().silu_mul_forward(op, threads); });
-  return outputs.take();
+SiluMul silu_mul(Call& call, py::handle gate, py::handle value) {
+  return {call.input("gate", gate), call.input("value", value)};
 }
 
-py::tuple silu_mul_backward(py::function allocate, int threads, const Tensor& dy, const Tensor& gate,
-                            const Tensor& value) {
-  SiluMulBackward op{{gate, value}, dy, {}, {}};
+py::tuple silu_mul_forward(const Frontend& frontend, int threads, py::handle gate, py::handle value) {
+  Call call("silu_mul", frontend, threads);
+  SiluMulForward op{silu_mul(call, gate, value), {}};
+  validate(op);
+  op.y = call.output_like("y", op.gate);
+  return call.run([&] { cpu::kernels().silu_mul_forward(op, threads); });
+}
+
+py::tuple silu_mul_backward(const Frontend& frontend, int threads, py::handle dy, py::handle gate,
+                            py::handle value) {
+  Call call("silu_mul", frontend, threads);
+  SiluMulBackward op{silu_mul(call, gate, value), call.input("dy", dy), {}, {}};
   validate(op);
   validate_cotangents(op);
-  Outputs outputs("silu_mul", std::move(allocate));
-  op.dgate = outputs.add_like("gate", gate);
-  op.dvalue = outputs.add_like("value", value);
-  run([&] { cpu::kernels().silu_mul_backward(op, threads); });
-  return outputs.take();
+  op.dgate = call.output_like("gate", op.gate);
+  op.dvalue = call.output_like("value", op.value);
+  return call.run([&] { cpu::kernels().silu_mul_backward(op, threads); });
 }
 
-py::tuple two_hop_residual_forward(py::function allocate, int threads, const Tensor& branch,
-                                   const Tensor& residual, const Tensor& alpha) {
-  TwoHopResidualForward op{{branch, residual, alpha}, {}};
+TwoHopResidual two_hop_residual(Call& call, py::handle branch, py::handle residual, py::handle alpha) {
+  return {call.input("branch", branch), call.input("residual", residual), call.input("alpha", alpha)};
+}
+
+py::tuple two_hop_residual_forward(const Frontend& frontend, int threads, py::handle branch,
+                                   py::handle residual, py::handle alpha) {
+  Call call("two_hop_residual", frontend, threads);
+  TwoHopResidualForward op{two_hop_residual(call, branch, residual, alpha), {}};
   validate(op);
-  Outputs outputs("two_hop_residual", std::move(allocate));
-  op.y = outputs.add_like("y", branch);
-  run([&] { cpu::kernels().two_hop_residual_forward(op, threads); });
-  return outputs.take();
+  op.y = call.output_like("y", op.branch);
+  return call.run([&] { cpu::kernels().two_hop_residual_forward(op, threads); });
 }
 
-py::tuple two_hop_residual_backward(py::function allocate, int threads, const Tensor& dy,
-                                    const Tensor& branch, const Tensor& residual, const Tensor& alpha) {
-  TwoHopResidualBackward op{{branch, residual, alpha}, dy, {}, {}};
+py::tuple two_hop_residual_backward(const Frontend& frontend, int threads, py::handle dy, py::handle branch,
+                                    py::handle residual, py::handle alpha) {
+  Call call("two_hop_residual", frontend, threads);
+  TwoHopResidualBackward op{two_hop_residual(call, branch, residual, alpha), call.input("dy", dy), {}, {}};
   validate(op);
   validate_cotangents(op);
-  Outputs outputs("two_hop_residual", std::move(allocate));
-  op.dbranch = outputs.add_like("branch", branch);
-  op.dalpha = outputs.add_like("alpha", alpha);
-  run([&] { cpu::kernels().two_hop_residual_backward(op, threads); });
-  return outputs.take();
+  op.dbranch = call.output_like("branch", op.branch);
+  op.dalpha = call.output_like("alpha", op.alpha);
+  return call.run([&] { cpu::kernels().two_hop_residual_backward(op, threads); });
 }
 
 }  // namespace
@@ -133,12 +155,12 @@ void register_residual(py::module_& module) {
   register_rms_norm(module);
   register_layer_norm(module);
   register_add_layer_norm(module);
-  module.def("silu_mul_forward", silu_mul_forward, "allocate"_a, "threads"_a, "gate"_a, "value"_a, "-> (y,)");
-  module.def("silu_mul_backward", silu_mul_backward, "allocate"_a, "threads"_a, "dy"_a, "gate"_a, "value"_a,
+  module.def("silu_mul_forward", silu_mul_forward, "frontend"_a, "threads"_a, "gate"_a, "value"_a, "-> (y,)");
+  module.def("silu_mul_backward", silu_mul_backward, "frontend"_a, "threads"_a, "dy"_a, "gate"_a, "value"_a,
              "-> (dgate, dvalue)");
-  module.def("two_hop_residual_forward", two_hop_residual_forward, "allocate"_a, "threads"_a, "branch"_a,
+  module.def("two_hop_residual_forward", two_hop_residual_forward, "frontend"_a, "threads"_a, "branch"_a,
              "residual"_a, "alpha"_a, "-> (y,)");
-  module.def("two_hop_residual_backward", two_hop_residual_backward, "allocate"_a, "threads"_a, "dy"_a,
+  module.def("two_hop_residual_backward", two_hop_residual_backward, "frontend"_a, "threads"_a, "dy"_a,
              "branch"_a, "residual"_a, "alpha"_a, "-> (dbranch, dalpha if alpha); dresidual = dy");
 }
 

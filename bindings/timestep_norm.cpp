@@ -4,67 +4,85 @@
 namespace megalodon::bindings {
 namespace {
 
-TimestepNorm inputs(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& initial_count,
-                    const Tensor& initial_mean, const Tensor& initial_var, const Tensor& cu_seqlens,
-                    const Tensor& padding_mask, std::int64_t num_groups, double eps) {
-  return {x,          weight, bias, initial_count, initial_mean, initial_var, {cu_seqlens, padding_mask},
-          num_groups, eps};
+// The arrays of a forward call, in the order of the Python function.
+struct Arrays {
+  py::handle x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask;
+};
+
+TimestepNorm inputs(Call& call, const Arrays& arrays, std::int64_t num_groups, double eps) {
+  return {call.strided_input("x", arrays.x),
+          call.input("weight", arrays.weight),
+          call.input("bias", arrays.bias),
+          call.input("initial_count", arrays.initial_count),
+          call.input("initial_mean", arrays.initial_mean),
+          call.input("initial_var", arrays.initial_var),
+          {call.input("cu_seqlens", arrays.cu_seqlens), call.input("padding_mask", arrays.padding_mask)},
+          num_groups,
+          eps};
 }
 
-py::tuple forward(py::function allocate, int threads, const Tensor& x, const Tensor& weight,
-                  const Tensor& bias, const Tensor& initial_count, const Tensor& initial_mean,
-                  const Tensor& initial_var, const Tensor& cu_seqlens, const Tensor& padding_mask,
-                  std::int64_t num_groups, double eps) {
-  TimestepNormForward op{inputs(x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens,
-                                padding_mask, num_groups, eps)};
+py::tuple forward(const Frontend& frontend, int threads, const Arrays& arrays, std::int64_t num_groups,
+                  double eps) {
+  Call call("timestep_norm", frontend, threads);
+  TimestepNormForward op{inputs(call, arrays, num_groups, eps)};
   const TimestepNormShape shape = validate(op);
-  const DType statistic = parameter_dtype(x.dtype);
-  Outputs outputs("timestep_norm", std::move(allocate));
-  op.y = outputs.add_like("y", x);
-  op.count = outputs.add("count", DType::int64, {shape.count});
-  op.mean = outputs.add("mean", statistic, {shape.count, shape.groups});
-  op.var = outputs.add("var", statistic, {shape.count, shape.groups});
-  run([&] {
+  const DType statistic = parameter_dtype(op.x.dtype);
+  op.y = call.output_like("y", op.x);
+  op.count = call.output("count", DType::int64, {shape.count});
+  op.mean = call.output("mean", statistic, {shape.count, shape.groups});
+  op.var = call.output("var", statistic, {shape.count, shape.groups});
+  return call.run([&] {
     cpu::kernels().timestep_norm_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
-py::tuple backward(py::function allocate, int threads, const Tensor& dy, const Tensor& dmean,
-                   const Tensor& dvar, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                   const Tensor& initial_count, const Tensor& initial_mean, const Tensor& initial_var,
-                   const Tensor& cu_seqlens, const Tensor& padding_mask, std::int64_t num_groups,
-                   double eps) {
-  TimestepNormBackward op{inputs(x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens,
-                                 padding_mask, num_groups, eps)};
-  op.dy = dy;
-  op.dmean = dmean;
-  op.dvar = dvar;
+py::tuple backward(const Frontend& frontend, int threads, py::handle dy, py::handle dmean, py::handle dvar,
+                   const Arrays& arrays, std::int64_t num_groups, double eps) {
+  Call call("timestep_norm", frontend, threads);
+  TimestepNormBackward op{inputs(call, arrays, num_groups, eps)};
+  op.dy = call.strided_input("dy", dy);
+  op.dmean = call.input("dmean", dmean);
+  op.dvar = call.input("dvar", dvar);
   const TimestepNormShape shape = validate(op);
   validate_cotangents(op, shape);
-  Outputs outputs("timestep_norm", std::move(allocate));
-  op.dx = outputs.add_like("x", x);
-  op.dweight = outputs.add_like("weight", weight);
-  op.dbias = outputs.add_like("bias", bias);
-  op.dinitial_mean = outputs.add_like("initial_mean", initial_mean);
-  op.dinitial_var = outputs.add_like("initial_var", initial_var);
-  run([&] {
+  op.dx = call.output_like("x", op.x);
+  op.dweight = call.output_like("weight", op.weight);
+  op.dbias = call.output_like("bias", op.bias);
+  op.dinitial_mean = call.output_like("initial_mean", op.initial_mean);
+  op.dinitial_var = call.output_like("initial_var", op.initial_var);
+  return call.run([&] {
     cpu::kernels().timestep_norm_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
-  return outputs.take();
 }
 
 }  // namespace
 
 void register_timestep_norm(py::module_& module) {
   using namespace py::literals;
-  module.def("timestep_norm_forward", forward, "allocate"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a,
-             "initial_count"_a, "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a,
-             "num_groups"_a, "eps"_a, "-> (y, count, mean, var)");
-  module.def("timestep_norm_backward", backward, "allocate"_a, "threads"_a, "dy"_a, "dmean"_a, "dvar"_a,
-             "x"_a, "weight"_a, "bias"_a, "initial_count"_a, "initial_mean"_a, "initial_var"_a,
-             "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a,
-             "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
+  module.def(
+      "timestep_norm_forward",
+      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, py::handle bias,
+         py::handle initial_count, py::handle initial_mean, py::handle initial_var, py::handle cu_seqlens,
+         py::handle padding_mask, std::int64_t num_groups, double eps) {
+        return forward(frontend, threads,
+                       {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
+                       num_groups, eps);
+      },
+      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "initial_count"_a, "initial_mean"_a,
+      "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a, "-> (y, count, mean, var)");
+  module.def(
+      "timestep_norm_backward",
+      [](const Frontend& frontend, int threads, py::handle dy, py::handle dmean, py::handle dvar,
+         py::handle x, py::handle weight, py::handle bias, py::handle initial_count, py::handle initial_mean,
+         py::handle initial_var, py::handle cu_seqlens, py::handle padding_mask, std::int64_t num_groups,
+         double eps) {
+        return backward(frontend, threads, dy, dmean, dvar,
+                        {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
+                        num_groups, eps);
+      },
+      "frontend"_a, "threads"_a, "dy"_a, "dmean"_a, "dvar"_a, "x"_a, "weight"_a, "bias"_a, "initial_count"_a,
+      "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a,
+      "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
 }
 
 }  // namespace megalodon::bindings

@@ -13,26 +13,18 @@ from frontends import to_numpy
 from megalodon_core import _core, ops
 
 Description = tuple[Any, ...]
-ADDRESS, DTYPE, DEVICE, WRITEABLE, SHAPE, STRIDES = 0, 1, 2, 4, 5, 6
+ARRAY, ADDRESS, DTYPE, DEVICE, WRITEABLE, SHAPE, STRIDES = 0, 1, 2, 3, 5, 6, 7
 
 
 def describe(array: np.ndarray) -> Description:
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    return (
-        array.ctypes.data,
-        _core.dtypes[array.dtype.name],
-        1,
-        0,
-        array.flags.writeable,
-        array.shape,
-        strides,
-    )
+    code = _core.dtypes[array.dtype.name]
+    return (array, array.ctypes.data, code, 1, 0, array.flags.writeable, array.shape, strides)
 
 
-def allocate(shape: tuple[int, ...], dtype: int) -> tuple[np.ndarray, Description]:
+def allocate(shape: tuple[int, ...], dtype: int) -> Description:
     names = {code: name for name, code in _core.dtypes.items()}
-    array = np.full(shape, -1, names[dtype])
-    return array, describe(array)
+    return describe(np.full(shape, -1, names[dtype]))
 
 
 class Flat:
@@ -41,16 +33,25 @@ class Flat:
     def __init__(self, op: str):
         flat = getattr(ops, op).__wrapped__(**example(op, torch.float32).arguments(to_numpy))
         self.spec = getattr(ops, op).spec
-        self.kernel = getattr(_core, f"{op}_forward")
-        self.arrays = flat.inputs  # keeps the memory that the descriptions point to
         self.inputs = {
-            declared.name: None if array is None else describe(array)
-            for declared, array in zip(self.spec.inputs, self.arrays, strict=True)
+            declared.name: array for declared, array in zip(self.spec.inputs, flat.inputs, strict=True)
         }
         self.attributes = [value or 0 for value in flat.attributes]
 
-    def __call__(self, allocate: Any = allocate, **changes: Any) -> tuple[np.ndarray, ...]:
-        return self.kernel(allocate, 1, *(self.inputs | changes).values(), *self.attributes)
+    def __call__(
+        self,
+        allocate: Any = allocate,
+        threads: int = 1,
+        **described: Callable[[Description], Any],
+    ) -> tuple[np.ndarray, ...]:
+        """`described` changes the descriptions of the arrays it names."""
+
+        def describe_changed(op: str, name: str, array: np.ndarray, strided: bool) -> Any:
+            assert op == self.spec.name
+            return described.get(name, lambda given: given)(describe(array))
+
+        frontend = _core.Frontend(np.ndarray, describe_changed, allocate, ())
+        return self.spec.kernels.forward(frontend, threads, *self.inputs.values(), *self.attributes)
 
 
 def replaced(item: int, change: Callable[[Any], Any]) -> Callable[[Description], Description]:
@@ -95,35 +96,26 @@ def test_malformed_descriptions_are_refused(op, label):
     for name, given in call.inputs.items():
         if given is None:
             continue
-        with pytest.raises((TypeError, ValueError)) as caught:
-            call(**{name: MALFORMED[label](given)})
-        # A tuple of no sense is refused by pybind11, whose message lists all arguments by name.
-        assert f"{op}: " in str(caught.value) or f"{op}_forward(): incompatible" in str(caught.value)
+        with pytest.raises((TypeError, ValueError), match=rf"^{op}: .*: expected .*, got ") as caught:
+            call(**{name: MALFORMED[label]})
         assert name in str(caught.value) or "initial_state" in str(caught.value)
 
 
-def read_only(shape: tuple[int, ...], dtype: int) -> tuple[np.ndarray, Description]:
-    array, _ = allocate(shape, dtype)
+def read_only(shape: tuple[int, ...], dtype: int) -> Description:
+    array, *_ = allocate(shape, dtype)
     array.flags.writeable = False
-    return array, describe(array)
+    return describe(array)
 
 
 def spoilt(item: int, change: Callable[[Any], Any]) -> Callable[..., Any]:
-    def spoiling(shape: tuple[int, ...], dtype: int) -> Any:
-        array, description = allocate(shape, dtype)
-        return array, replaced(item, change)(description)
-
-    return spoiling
+    return lambda shape, dtype: replaced(item, change)(allocate(shape, dtype))
 
 
 ALLOCATORS: dict[str, Callable[..., Any]] = {
     "none": lambda shape, dtype: None,
-    "array": lambda shape, dtype: allocate(shape, dtype)[0],
-    "description": lambda shape, dtype: allocate(shape, dtype)[1],
+    "array": lambda shape, dtype: allocate(shape, dtype)[ARRAY],
     "single": lambda shape, dtype: allocate(shape, dtype)[:1],
-    "triple": lambda shape, dtype: (*allocate(shape, dtype), None),
     "list": lambda shape, dtype: list(allocate(shape, dtype)),
-    "undescribed": lambda shape, dtype: (allocate(shape, dtype)[0], None),
     "longer": lambda shape, dtype: allocate((*shape[:-1], shape[-1] + 1), dtype),
     "shorter": lambda shape, dtype: allocate((*shape[:-1], shape[-1] - 1), dtype),
     "flat": lambda shape, dtype: allocate((int(np.prod(shape)),) if len(shape) > 1 else (1, *shape), dtype),
@@ -153,7 +145,23 @@ def test_an_allocator_that_raises_is_heard(op):
         Flat(op)(exhausted)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1025])
 @pytest.mark.parametrize("op", OPERATORS)
-def test_what_is_not_callable_is_no_allocator(op):
-    with pytest.raises(TypeError, match=f"{op}_forward"):
-        Flat(op)(None)
+def test_an_impossible_number_of_threads_is_refused(op, threads):
+    with pytest.raises(
+        ValueError, match=rf"^{op}: threads: expected an integer in \[1, 1024\], got {threads}"
+    ):
+        Flat(op)(threads=threads)
+
+
+@pytest.mark.parametrize("change", [{0: np.zeros(1)}, {1: None}, {2: None}, {3: None}, {3: (np.ndarray,)}])
+def test_what_makes_no_frontend(change):
+    arguments = {0: np.ndarray, 1: lambda *given: given, 2: allocate, 3: ()}
+    _core.Frontend(*arguments.values())
+    with pytest.raises((TypeError, AttributeError)):
+        _core.Frontend(*(arguments | change).values())
+
+
+def test_a_frontend_is_needed():
+    with pytest.raises(TypeError, match="silu_mul_forward"):
+        _core.silu_mul_forward(None, 1, np.zeros(1), np.zeros(1))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import megalodon_core.frontends.torch
 import numpy as np
 import pytest
 import torch
 from calls import OPERATORS, cotangents, example
 from frontends import NUMPY, TORCH
-from megalodon_core import _core, runtime
+from megalodon_core import ops, runtime
+from megalodon_core.spec import Kernels
 from tolerance import assert_bitwise_equal
 
 
@@ -43,34 +42,21 @@ def test_what_is_no_number_of_threads(count):
         runtime.set_num_threads(count)
 
 
-def recording(given: list[int], kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`kernel`, which also notes how many threads it was given."""
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("frontend", [NUMPY, TORCH], ids=lambda frontend: frontend.name)
+def test_kernels_get_the_threads_of_the_framework(frontend, count, monkeypatch):
+    """NumPy arrays those of the runtime, torch tensors those of torch."""
+    given: list[int] = []
+    spec = ops.rms_norm.spec
+    forward, backward = spec.kernels
 
-    def recorded(allocate: Any, threads: int, *arguments: Any) -> Any:
+    def recorded(core_frontend: Any, threads: int, *arguments: Any) -> Any:
         given.append(threads)
-        return kernel(allocate, threads, *arguments)
+        return forward(core_frontend, threads, *arguments)
 
-    return recorded
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_numpy_arrays_get_the_threads_of_the_runtime(count, monkeypatch):
-    given: list[int] = []
-    monkeypatch.setattr(_core, "rms_norm_forward", recording(given, _core.rms_norm_forward))
-    with NUMPY.threads(count):
-        NUMPY.forward(example("rms_norm", torch.float32))
-    assert given == [count]
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_torch_tensors_get_the_threads_of_torch(count, monkeypatch):
-    given: list[int] = []
-    frontend, call = megalodon_core.frontends.torch, megalodon_core.frontends.torch._call
-    monkeypatch.setattr(
-        frontend, "_call", lambda op, kernel, *rest: call(op, recording(given, kernel), *rest)
-    )
-    with TORCH.threads(count):
-        TORCH.forward(example("rms_norm", torch.float32))
+    monkeypatch.setitem(vars(spec), "kernels", Kernels(recorded, backward))
+    with frontend.threads(count):
+        frontend.forward(example("rms_norm", torch.float32))
     assert given == [count]
 
 

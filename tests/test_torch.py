@@ -5,7 +5,8 @@ import torch
 from calls import ACTIVATIONS, OPERATORS, cotangents, example
 from frontends import TORCH
 from megalodon_core import ops
-from tolerance import assert_all_close
+from megalodon_core.frontends import torch as torch_frontend
+from tolerance import assert_all_close, assert_bitwise_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MIXED = [op for op in OPERATORS if len(ACTIVATIONS[op]) > 1]
@@ -43,6 +44,44 @@ def leaf(x, requires_grad: bool):
     if not isinstance(x, torch.Tensor):
         return x
     return x.detach().clone().requires_grad_(requires_grad and x.is_floating_point())
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_call_means_the_same_with_and_without_the_dispatcher(op):
+    call = example(op, torch.float32)
+    drawn = cotangents(TORCH.forward(call))
+    direct = TORCH.run(call, drawn)
+    with Recorder() as recorder:
+        dispatched = TORCH.run(call, drawn)
+    assert len(recorder.calls) == 2
+    assert_bitwise_equal(direct.outputs, dispatched.outputs)
+    assert_bitwise_equal(direct.gradients, dispatched.gradients)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_tensors_without_an_exchange_table(op, monkeypatch):
+    """As in releases of torch before 2.10."""
+    call = example(op, torch.float32)
+    drawn = cotangents(TORCH.forward(call))
+    expected = TORCH.run(call, drawn)
+    monkeypatch.setattr(torch_frontend, "_frontend", torch_frontend.make_frontend(direct=False))
+    result = TORCH.run(call, drawn)
+    assert_bitwise_equal(result.outputs, expected.outputs)
+    assert_bitwise_equal(result.gradients, expected.gradients)
+
+
+def test_a_profile_names_the_operators():
+    x = torch.randn(2, 8, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        ops.rms_norm(x).sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"megalodon_core::rms_norm", "megalodon_core::rms_norm_backward"} <= names
+
+
+def test_outputs_are_on_the_cpu_whatever_the_default_device():
+    x = torch.randn(2, 8)
+    with torch.device("meta"):
+        assert ops.rms_norm(x).device == x.device
 
 
 def block(x, alpha, delta, theta, gamma, omega, weight, bias, attention_gamma, attention_beta, cu_seqlens):

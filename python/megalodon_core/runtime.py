@@ -9,7 +9,7 @@ from megalodon_core._core import available_isas, isa, last_isa, set_isa
 
 __all__ = ["available_isas", "isa", "last_isa", "num_threads", "set_isa", "set_num_threads"]
 
-_MAX_THREADS = 1024  # OpenMP ends the process when the system refuses it a thread
+
 _num_threads: int | None = None
 
 
@@ -31,6 +31,8 @@ def set_num_threads(count: int) -> None:
     if not hasattr(count, "__index__"):
         raise TypeError(f"set_num_threads: count: expected an integer, got {type(count).__name__}")
     value = operator.index(count)
-    if not 1 <= value <= _MAX_THREADS:
-        raise ValueError(f"set_num_threads: count: expected an integer in [1, {_MAX_THREADS}], got {value}")
+    if not 1 <= value <= _core.thread_limit:
+        raise ValueError(
+            f"set_num_threads: count: expected an integer in [1, {_core.thread_limit}], got {value}"
+        )
     _num_threads = value

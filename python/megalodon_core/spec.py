@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from megalodon_core import _core
 
 # (shape, type) of an output; the type is "activation", "parameter" (float32, or float64 beside float64
 # activations) or "int64".
@@ -25,9 +28,18 @@ class Input:
     #                               as it; "dy": the cotangent itself; None: not differentiable
 
 
+class Kernels(NamedTuple):
+    """`forward(frontend, threads, *inputs, *attributes)` gives the outputs,
+    `backward(frontend, threads, *cotangents, *inputs, *attributes)` the own gradients of the inputs.
+    """
+
+    forward: Callable[..., tuple[Any, ...]]
+    backward: Callable[..., tuple[Any, ...]]
+
+
 @dataclass(frozen=True)
 class Spec:
-    """An operator of the compiled core: `<name>_forward(allocate, threads, *inputs, *attributes)`."""
+    """An operator of the compiled core."""
 
     name: str
     inputs: tuple[Input, ...]
@@ -35,11 +47,12 @@ class Spec:
     infer: Callable[[Sequence[Any], Sequence[Any]], list[Inferred]]  # shapes of the outputs from the inputs'
     attributes: tuple[tuple[str, type], ...] = ()
     y_like: int = 0  # the input whose shape and type y has
-    strided: bool = (
-        False  # the kernel walks any leading strides of activations and cotangents of y; every other
-    )
-    #                        array reaches it contiguous
     integer_outputs: tuple[str, ...] = ()  # outputs without a cotangent
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The compiled functions."""
+        return Kernels(getattr(_core, f"{self.name}_forward"), getattr(_core, f"{self.name}_backward"))
 
     @property
     def cotangents(self) -> tuple[str, ...]:

@@ -26,32 +26,25 @@ def _dtype_of(code: int) -> np.dtype[Any]:
     return dtype
 
 
-def _describe(spec: Spec, name: str, array: np.ndarray, strided: bool) -> tuple[Any, ...]:
-    code = _CODES.get(array.dtype.name)
-    if code is None or not array.dtype.isnative:
+def _describe(op: str, name: str, array: np.ndarray, strided: bool) -> tuple[Any, ...]:
+    """The array for the core: as it is where its layout allows, else as a contiguous copy."""
+    if array.ndim > _core.max_rank:
+        raise ValueError(f"{op}: {name}: expected at most {_core.max_rank} axes, got {array.ndim}")
+    if array.dtype.name not in _CODES or not array.dtype.isnative:
         raise TypeError(
-            f"{spec.name}: {name}: expected one of {', '.join(_CODES)} in native byte order, "
-            f"got {array.dtype!r}"
+            f"{op}: {name}: expected one of {', '.join(_CODES)} in native byte order, got {array.dtype!r}"
         )
     step = array.itemsize
     whole_steps = all(stride % step == 0 for stride in array.strides)
     dense_rows = strided and whole_steps and array.ndim > 0 and array.strides[-1] == step
     if not (array.flags.c_contiguous or dense_rows) or not array.flags.aligned:
         array = np.array(array, order="C", copy=True)
-    strides = tuple(stride // step for stride in array.strides)
-    # The array itself rides along, so that a copy made here lives until the call returns.
-    return (_Address(array), code, _CPU, 0, array.flags.writeable, array.shape, strides)
+    return _description(array)
 
 
-class _Address(int):
-    """The address of an array's memory that keeps the array alive."""
-
-    array: np.ndarray
-
-    def __new__(cls, array: np.ndarray) -> _Address:
-        address = super().__new__(cls, array.ctypes.data)
-        address.array = array
-        return address
+def _description(array: np.ndarray) -> tuple[Any, ...]:
+    code, strides = _CODES[array.dtype.name], tuple(stride // array.itemsize for stride in array.strides)
+    return (array, array.ctypes.data, code, _CPU, 0, array.flags.writeable, array.shape, strides)
 
 
 def empty(shape: tuple[int, ...], code: int) -> np.ndarray:
@@ -59,25 +52,16 @@ def empty(shape: tuple[int, ...], code: int) -> np.ndarray:
     return np.empty(shape, _dtype_of(code))
 
 
-def _allocate(shape: tuple[int, ...], code: int) -> tuple[np.ndarray, tuple[Any, ...]]:
-    array = empty(shape, code)
-    strides = tuple(stride // array.itemsize for stride in array.strides)
-    return array, (array.ctypes.data, code, _CPU, 0, array.flags.writeable, shape, strides)
+def _allocate(shape: tuple[int, ...], code: int) -> tuple[Any, ...]:
+    return _description(empty(shape, code))
 
 
-def _describe_all(spec: Spec, inputs: Sequence[Any]) -> list[Any]:
-    return [
-        None if array is None else _describe(spec, declared.name, array, spec.strided and declared.activation)
-        for declared, array in zip(spec.inputs, inputs, strict=True)
-    ]
+_FRONTEND = _core.Frontend(Array, _describe, _allocate, ())
 
 
 def forward(spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
     """Outputs of the operator."""
-    kernel = getattr(_core, f"{spec.name}_forward")
-    outputs: tuple[Any, ...] = kernel(
-        _allocate, runtime.num_threads(), *_describe_all(spec, inputs), *attributes
-    )
+    outputs: tuple[Any, ...] = spec.kernels.forward(_FRONTEND, runtime.num_threads(), *inputs, *attributes)
     return outputs
 
 
@@ -85,10 +69,5 @@ def backward(
     spec: Spec, cotangents: Sequence[Any], inputs: Sequence[Any], attributes: Sequence[Any]
 ) -> tuple[Any, ...]:
     """One gradient per input, None where there is none."""
-    kernel = getattr(_core, f"{spec.name}_backward")
-    described = [
-        None if array is None else _describe(spec, f"d{name}", array, spec.strided and name == "y")
-        for name, array in zip(spec.cotangents, cotangents, strict=True)
-    ]
-    own = kernel(_allocate, runtime.num_threads(), *described, *_describe_all(spec, inputs), *attributes)
+    own = spec.kernels.backward(_FRONTEND, runtime.num_threads(), *cotangents, *inputs, *attributes)
     return spec.spread_gradients(cotangents[0].copy(), inputs, own)

@@ -2,11 +2,16 @@
 
 For an operator `op` there are `torch.ops.megalodon_core.op` and `torch.ops.megalodon_core.op_backward`. A
 backward saves the operator's inputs and nothing else. Backward of backward raises RuntimeError.
+
+An eager call of plain tensors that nothing observes (no compiler, tracer, transform, mode, profiler,
+autocast) goes straight to the core, inside an autograd function where a gradient is wanted. The dispatcher
+would cost more than a small kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,30 +30,18 @@ _SCHEMA_TYPES = {float: "float", int: "int"}
 _library = torch.library.Library("megalodon_core", "DEF")
 
 
-def _describe(spec: Spec, name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
-    code = _CODES.get(tensor.dtype)
-    if code is None:
-        raise TypeError(f"{spec.name}: {name}: expected one of {', '.join(_core.dtypes)}, got {tensor.dtype}")
-    return (tensor.data_ptr(), code, _CPU, 0, True, tensor.shape, tensor.stride())
+# ---- tensors for the core ----
 
 
-def empty(shape: tuple[int, ...], code: int) -> torch.Tensor:
-    """An uninitialized tensor for an output of the core."""
-    return torch.empty(shape, dtype=_DTYPES[code])
-
-
-def _allocate(shape: tuple[int, ...], code: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
-    tensor = empty(shape, code)
-    return tensor, (tensor.data_ptr(), code, _CPU, 0, True, shape, tensor.stride())
-
-
-def _readable(spec: Spec, name: str, tensor: torch.Tensor | None, strided: bool) -> torch.Tensor | None:
-    """The tensor itself where the core can walk its strides, else a contiguous copy.
-
-    Raises ValueError where the storage ends before the tensor does.
-    """
-    if tensor is None:
-        return None
+def _describe(op: str, name: str, tensor: torch.Tensor, strided: bool) -> tuple[Any, ...]:
+    """The tensor as it is where the core can walk its strides, else as a contiguous copy."""
+    _check_placement(op, name, tensor)
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{op}: {name}: expected a tensor on cpu, got {tensor.device}")
+    if tensor.ndim > _core.max_rank:
+        raise ValueError(f"{op}: {name}: expected at most {_core.max_rank} axes, got {tensor.ndim}")
+    if tensor.dtype not in _CODES:
+        raise TypeError(f"{op}: {name}: expected one of {', '.join(_core.dtypes)}, got {tensor.dtype}")
     contiguous = tensor.is_contiguous()
     elements = tensor.numel()
     if not contiguous and elements > 0:
@@ -56,26 +49,122 @@ def _readable(spec: Spec, name: str, tensor: torch.Tensor | None, strided: bool)
         elements = 1 + sum((size - 1) * stride for size, stride in axes)
     step = tensor.element_size()
     if elements > 0 and (tensor.storage_offset() + elements) * step > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{spec.name}: {name}: expected a tensor with memory, got a freed one")
+        raise ValueError(f"{op}: {name}: expected a tensor with memory, got a freed one")
     rows = strided and tensor.ndim > 0 and tensor.stride(-1) == 1
-    if (contiguous or rows) and tensor.data_ptr() % step == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.contiguous_format)
+    if tensor.is_neg() or not (contiguous or rows) or tensor.data_ptr() % step != 0:
+        tensor = tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+    return _description(tensor)
 
 
-def _call(
+def _description(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return (tensor, tensor.data_ptr(), _CODES[tensor.dtype], _CPU, 0, True, tensor.shape, tensor.stride())
+
+
+def empty(shape: tuple[int, ...], code: int) -> torch.Tensor:
+    """An uninitialized tensor for an output of the core."""
+    return torch.empty(shape, dtype=_DTYPES[code], device="cpu")
+
+
+def _allocate(shape: tuple[int, ...], code: int) -> Any:
+    return empty(shape, code)
+
+
+def _allocate_described(shape: tuple[int, ...], code: int) -> Any:
+    return _description(empty(shape, code))
+
+
+def make_frontend(direct: bool) -> _core.Frontend:
+    """torch for the core: `direct` where torch offers DLPack's exchange table, which older releases lack."""
+    types = (torch.Tensor, torch.nn.Parameter) if direct else ()
+    return _core.Frontend(Array, _describe, _allocate if direct else _allocate_described, types)
+
+
+_frontend = make_frontend(direct=hasattr(torch.Tensor, "__dlpack_c_exchange_api__"))
+
+
+def _forward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return spec.kernels.forward(_frontend, torch.get_num_threads(), *arguments)
+
+
+def _backward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return spec.kernels.backward(_frontend, torch.get_num_threads(), *arguments)
+
+
+# ---- autograd ----
+
+
+def _differentiate(
     spec: Spec,
-    kernel: Callable[..., Any],
-    names: Sequence[str],
-    tensors: Sequence[Any],
+    backward: Callable[..., Sequence[torch.Tensor]],
+    grads: Sequence[Any],
+    inputs: Sequence[Any],
     attributes: Sequence[Any],
-) -> tuple[torch.Tensor, ...]:
-    described = [
-        None if tensor is None else _describe(spec, name, tensor)
-        for name, tensor in zip(names, tensors, strict=True)
-    ]
-    outputs: tuple[torch.Tensor, ...] = kernel(_allocate, torch.get_num_threads(), *described, *attributes)
-    return outputs
+) -> tuple[Any, ...]:
+    """Gradients of the inputs from those of all outputs; `backward` takes the arguments of `op_backward`."""
+    given = [g for g, name in zip(grads, spec.outputs, strict=True) if name not in spec.integer_outputs]
+    if given[0] is None:
+        given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
+    own = backward(*given, *inputs, *attributes)
+    return spec.spread_gradients(given[0], inputs, own)
+
+
+class _Direct(torch.autograd.Function):
+    """An operator without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, spec: Spec, attributes: Sequence[Any], *inputs: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        ctx.spec, ctx.attributes = spec, attributes
+        return _forward(spec, *inputs, *attributes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        spec, inputs = ctx.spec, ctx.saved_tensors
+        # With create_graph=True the dispatcher's operator records that it has no backward of its own.
+        if torch.is_grad_enabled() or not _is_plain((*inputs, *grads)) or _is_observed():
+            backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
+        else:
+            backward = partial(_backward, spec)
+        return (None, None, *_differentiate(spec, backward, grads, inputs, ctx.attributes))
+
+
+def _any_requires_grad(tensors: Sequence[Any]) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
+
+
+def _is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all are tensors of torch's own types, or None."""
+    return _PLAIN_TYPES.issuperset(map(type, tensors))
+
+
+def _always() -> bool:
+    return True
+
+
+# Whether modes, transforms or tracers are active; True from a release of torch that no longer tells.
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", _always)
+_transforms = getattr(torch._C, "_are_functorch_transforms_active", _always)
+_tracer = getattr(torch._C, "_get_tracing_state", _always)
+_profiler = getattr(torch.autograd, "_profiler_enabled", _always)
+
+
+def _is_observed() -> bool:
+    """Whether something must see this call as an operator of torch's dispatcher."""
+    return bool(
+        torch.compiler.is_compiling()
+        or _modes()
+        or _transforms()
+        or _tracer() is not None
+        or _profiler()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+# ---- torch.library ----
 
 
 def _materialize(spec: Spec, inferred: Inferred, inputs: Sequence[Any]) -> torch.Tensor:
@@ -91,8 +180,7 @@ def _materialize(spec: Spec, inferred: Inferred, inputs: Sequence[Any]) -> torch
 
 def register(spec: Spec) -> None:
     """Define the torch operators of a spec."""
-    count = len(spec.inputs)
-    names = [declared.name for declared in spec.inputs]
+    count, split = len(spec.inputs), len(spec.cotangents)
     arguments = ", ".join(
         [f"Tensor{'?' if declared.optional else ''} {declared.name}" for declared in spec.inputs]
         + [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in spec.attributes]
@@ -101,29 +189,13 @@ def register(spec: Spec) -> None:
     results = ", ".join("Tensor" for _ in spec.outputs)
     _library.define(f"{spec.name}({arguments}) -> ({results})")
     _library.define(f"{spec.name}_backward({cotangents}, {arguments}) -> Tensor[]")
-    forward_kernel = getattr(_core, f"{spec.name}_forward")
-    backward_kernel = getattr(_core, f"{spec.name}_backward")
-    cotangent_names = [f"d{name}" for name in spec.cotangents]
-
-    def readable_inputs(inputs: Sequence[Any]) -> list[torch.Tensor | None]:
-        return [
-            _readable(spec, one.name, tensor, spec.strided and one.activation)
-            for tensor, one in zip(inputs, spec.inputs, strict=True)
-        ]
 
     def forward_cpu(*args: Any) -> Any:
-        inputs = readable_inputs(args[:count])
-        outputs = _call(spec, forward_kernel, names, inputs, args[count:])
+        outputs = _forward(spec, *args)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def backward_cpu(*args: Any) -> list[torch.Tensor]:
-        split = len(cotangent_names)
-        tensors = [
-            _readable(spec, name, tensor, spec.strided and name == "dy")
-            for name, tensor in zip(cotangent_names, args[:split], strict=True)
-        ]
-        tensors += readable_inputs(args[split : split + count])
-        return list(_call(spec, backward_kernel, cotangent_names + names, tensors, args[split + count :]))
+        return list(_backward(spec, *args))
 
     def forward_fake(*args: Any) -> Any:
         inputs = args[:count]
@@ -131,7 +203,6 @@ def register(spec: Spec) -> None:
         return tuple(made) if len(made) > 1 else made[0]
 
     def backward_fake(*args: Any) -> list[torch.Tensor]:
-        split = len(cotangent_names)
         inputs = args[split : split + count]
         return [inputs[i].new_empty(inputs[i].shape) for i in spec.own_gradients(inputs)]
 
@@ -141,13 +212,8 @@ def register(spec: Spec) -> None:
         ctx.attributes = inputs[count:]
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
-        given = [g for g, name in zip(grads, spec.outputs, strict=True) if name not in spec.integer_outputs]
-        if given[0] is None:
-            given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
-        own = backward_op(*given, *inputs, *ctx.attributes)
-        gradients = spec.spread_gradients(given[0], inputs, own)
-        return (*gradients, *(None for _ in spec.attributes))
+        found = _differentiate(spec, backward_op, grads, ctx.saved_tensors, ctx.attributes)
+        return (*found, *(None for _ in spec.attributes))
 
     def refuse(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         raise RuntimeError(
@@ -170,6 +236,30 @@ def register(spec: Spec) -> None:
     )
 
 
+# ---- what a frontend offers ----
+
+
+def forward(spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
+    """Outputs of the operator, differentiable by autograd."""
+    if not _is_observed() and _is_plain(inputs) and inputs[0].is_cpu:
+        if torch.is_grad_enabled() and _any_requires_grad(inputs):
+            outputs: tuple[Any, ...] = _Direct.apply(spec, attributes, *inputs)  # type: ignore[no-untyped-call]
+            return outputs
+        return _forward(spec, *inputs, *attributes)
+    _check(spec, inputs)
+    found = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
+    return found if len(spec.outputs) > 1 else (found,)
+
+
+def backward(
+    spec: Spec, cotangents: Sequence[Any], inputs: Sequence[Any], attributes: Sequence[Any]
+) -> tuple[Any, ...]:
+    """One gradient per input, None where there is none."""
+    _check(spec, inputs, cotangents)
+    own = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")(*cotangents, *inputs, *attributes)
+    return spec.spread_gradients(cotangents[0], inputs, own)
+
+
 def _promoted(spec: Spec, inputs: Sequence[Any]) -> Sequence[Any]:
     """Under autocast, the activations of a call in the widest of their types; else the inputs as they are.
 
@@ -186,40 +276,36 @@ def _promoted(spec: Spec, inputs: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def _check_placement(spec: Spec, names: Sequence[str], tensors: Sequence[Any]) -> None:
-    """Raises ValueError unless all tensors are strided and on one device that has kernels (or on meta)."""
-    device = tensors[0].device
-    if device.type not in ("cpu", "meta"):
-        raise ValueError(
-            f"{spec.name}: {names[0]}: expected a tensor on cpu (kernels exist for no other), got {device}"
-        )
-    for name, tensor in zip(names, tensors, strict=True):
+def _check(spec: Spec, inputs: Sequence[Any], cotangents: Sequence[Any] = ()) -> None:
+    """Raises TypeError or ValueError for what the dispatcher would not name: None, other types and places."""
+    required = [declared.name for declared in spec.inputs if not declared.optional]
+    required.append(f"d{spec.cotangents[0]}")
+    names = [declared.name for declared in spec.inputs] + [f"d{name}" for name in spec.cotangents]
+    first, device = names[0], inputs[0].device
+    for name, tensor in zip(names, (*inputs, *cotangents), strict=False):
+        if tensor is None and name in required:
+            raise TypeError(f"{spec.name}: {name}: expected an array, got None")
         if tensor is None:
             continue
+        if not isinstance(tensor, torch.Tensor):
+            kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+            raise TypeError(f"{spec.name}: {name}: expected torch.Tensor like {first}, got {kind}")
+        _check_placement(spec.name, name, tensor)
         if tensor.device != device:
             raise ValueError(
-                f"{spec.name}: {name}: expected a tensor on {device} like {names[0]}, got {tensor.device}"
+                f"{spec.name}: {name}: expected a tensor on {device} like {first}, got {tensor.device}"
             )
-        if tensor.layout != torch.strided or tensor.is_nested:
-            got = "a nested one" if tensor.is_nested else str(tensor.layout)
-            raise ValueError(f"{spec.name}: {name}: expected a strided tensor, got {got}")
 
 
-def forward(spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
-    """Outputs of the operator, differentiable by autograd."""
-    _check_placement(spec, [declared.name for declared in spec.inputs], inputs)
-    outputs = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
-    return outputs if len(spec.outputs) > 1 else (outputs,)
-
-
-def backward(
-    spec: Spec, cotangents: Sequence[Any], inputs: Sequence[Any], attributes: Sequence[Any]
-) -> tuple[Any, ...]:
-    """One gradient per input, None where there is none."""
-    names = [declared.name for declared in spec.inputs] + [f"d{name}" for name in spec.cotangents]
-    _check_placement(spec, names, [*inputs, *cotangents])
-    own = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")(*cotangents, *inputs, *attributes)
-    return spec.spread_gradients(cotangents[0], inputs, own)
+def _check_placement(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raises ValueError unless the tensor is strided and on a device that has kernels (or on meta)."""
+    if tensor.device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"{op}: {name}: expected a tensor on cpu (kernels exist for no other), got {tensor.device}"
+        )
+    if tensor.layout != torch.strided or tensor.is_nested:
+        got = "a nested one" if tensor.is_nested else str(tensor.layout)
+        raise ValueError(f"{op}: {name}: expected a strided tensor, got {got}")
 
 
 for _spec in SPECS:

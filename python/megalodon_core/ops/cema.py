@@ -25,8 +25,8 @@ _INPUTS = (
     Input("cu_seqlens", optional=True, gradient=None),
     Input("padding_mask", optional=True, gradient=None),
 )
-CEMA = Spec("cema", _INPUTS, ("y", "state"), _infer, strided=True)
-EMA = Spec("ema", _INPUTS, ("y", "state"), _infer, strided=True)
+CEMA = Spec("cema", _INPUTS, ("y", "state"), _infer)
+EMA = Spec("ema", _INPUTS, ("y", "state"), _infer)
 COEFFICIENTS = Spec(
     "cema_coefficients",
     (Input("alpha"), Input("delta"), Input("theta")),

@@ -72,7 +72,6 @@ CHUNK_ATTENTION = Spec(
     attributes=(("chunk_size", int), ("scale", float), ("dropout_p", float), ("seed", int)),
     y_like=2,
     integer_outputs=("length",),
-    strided=True,
 )
 NORMALIZED_ATTENTION = Spec(
     "normalized_attention",
@@ -88,7 +87,6 @@ NORMALIZED_ATTENTION = Spec(
     ),
     y_like=3,
     integer_outputs=("length",),
-    strided=True,
 )
 
 

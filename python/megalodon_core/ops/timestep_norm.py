@@ -50,7 +50,6 @@ TIMESTEP_NORM = Spec(
     _infer,
     attributes=(("num_groups", int), ("eps", float)),
     integer_outputs=("count",),
-    strided=True,
 )
 
 

@@ -1,0 +1,52 @@
+#include "bindings.h"
+
+namespace megalodon::bindings {
+namespace {
+
+constexpr int kMaxThreads = 1024;  // OpenMP ends the process when the system refuses it a thread
+
+}  // namespace
+
+Call::Call(const char* op, const Frontend& frontend, int threads)
+    : op_(op), frontend_(frontend), threads_(threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw Error(Error::Kind::value, op, "threads", "an integer in [1, " + std::to_string(kMaxThreads) + "]",
+                std::to_string(threads));
+  }
+}
+
+Tensor Call::read(const char* argument, py::handle array, bool strided) {
+  if (first_argument_ == nullptr) first_argument_ = argument;
+  if (array.is_none()) return {};
+  const Tensor tensor = frontend_.read_directly(array, strided);
+  return tensor.defined() ? tensor : frontend_.read(op_, argument, first_argument_, array, strided, owners_);
+}
+
+Tensor Call::required_input(const char* argument, py::handle array) {
+  if (array.is_none()) throw Error(Error::Kind::type, op_, argument, "an array", "None");
+  return input(argument, array);
+}
+
+Tensor Call::output(const char* argument, DType dtype, std::initializer_list<std::int64_t> sizes) {
+  return output(argument, dtype, static_cast<int>(sizes.size()), sizes.begin());
+}
+
+Tensor Call::output_like(const char* argument, const Tensor& like) {
+  return like.defined() ? output(argument, like.dtype, like.rank, like.sizes.data()) : Tensor{};
+}
+
+Tensor Call::output(const char* argument, DType dtype, int rank, const std::int64_t* sizes) {
+  py::object array;
+  const Tensor tensor = frontend_.allocate(op_, argument, dtype, rank, sizes, array);
+  outputs_.append(std::move(array));
+  return tensor;
+}
+
+void register_frontend(py::module_& module) {
+  py::class_<Frontend>(module, "Frontend", "An array framework, as its module in frontends describes it.")
+      .def(py::init<py::type, py::function, py::function, const py::tuple&>(), py::arg("array_type"),
+           py::arg("describe"), py::arg("allocate"), py::arg("direct_types"));
+  module.attr("thread_limit") = kMaxThreads;
+}
+
+}  // namespace megalodon::bindings
