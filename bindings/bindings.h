@@ -29,6 +29,9 @@ class Call {
   // A new contiguous output shaped like `like`; absent where `like` is absent.
   Tensor output_like(const char* argument, const Tensor& like);
 
+  // The input that was read from `array` as an output.
+  Tensor output_in_place(const char* argument, py::handle array, const Tensor& input);
+
   // Runs the kernel and returns the outputs.
   template <class Kernel>
   py::tuple run(const Kernel& kernel) {

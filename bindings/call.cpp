@@ -42,6 +42,19 @@ Tensor Call::output(const char* argument, DType dtype, int rank, const std::int6
   return tensor;
 }
 
+Tensor Call::output_in_place(const char* argument, py::handle array, const Tensor& input) {
+  if (!input.writeable) {
+    throw Error(Error::Kind::value, op_, argument, "a writeable array to donate", "a read-only one");
+  }
+  auto holder = py::reinterpret_borrow<py::object>(array);
+  for (const py::handle description : owners_) {
+    const auto parts = py::reinterpret_borrow<py::tuple>(description);
+    if (PyLong_AsVoidPtr(parts[1].ptr()) == input.data) holder = parts[0];
+  }
+  outputs_.append(std::move(holder));
+  return input;
+}
+
 void register_frontend(py::module_& module) {
   py::class_<Frontend>(module, "Frontend", "An array framework, as its module in frontends describes it.")
       .def(py::init<py::type, py::function, py::function, const py::tuple&>(), py::arg("array_type"),

@@ -10,6 +10,7 @@ struct Shared {
   std::int64_t chunk_size;
   double dropout_p;
   std::uint64_t seed;
+  bool donate_state = false;
 };
 
 struct Cotangents {
@@ -45,11 +46,19 @@ AttentionCotangents read(Call& call, const Cotangents& given) {
           call.input("dv", given.dfinal_v)};
 }
 
-void allocate_outputs(Call& call, AttentionOutputs& to, const Attention& op, const AttentionShape& shape) {
+// A donated state of full capacity becomes the final one; a smaller one is replaced by one of full capacity.
+void allocate_outputs(Call& call, AttentionOutputs& to, const Attention& op, const Shared& shared,
+                      AttentionShape shape) {
   const DType state = parameter_dtype(op.v.dtype);
+  if (shared.donate_state) shape.capacity = op.chunk_size - 1;
   to.y = call.output_like("y", op.v);
-  to.final_k = call.output("state.k", state, {shape.count, shape.capacity, shape.heads, shape.key_dim});
-  to.final_v = call.output("state.v", state, {shape.count, shape.capacity, shape.heads, shape.value_dim});
+  if (shared.donate_state && op.initial_k.defined() && shape.initial_capacity == shape.capacity) {
+    to.final_k = call.output_in_place("initial_state.k", shared.initial_k, op.initial_k);
+    to.final_v = call.output_in_place("initial_state.v", shared.initial_v, op.initial_v);
+  } else {
+    to.final_k = call.output("state.k", state, {shape.count, shape.capacity, shape.heads, shape.key_dim});
+    to.final_v = call.output("state.v", state, {shape.count, shape.capacity, shape.heads, shape.value_dim});
+  }
   to.final_length = call.output("state.length", DType::int64, {shape.count});
 }
 
@@ -64,7 +73,7 @@ py::tuple chunk_forward(const Frontend& frontend, int threads, py::handle q, py:
   Call call("chunk_attention", frontend, threads);
   ChunkAttentionForward op{plain(call, q, k, v, shared, scale), {}};
   const AttentionShape shape = validate(op);
-  allocate_outputs(call, op, op, shape);
+  allocate_outputs(call, op, op, shared, shape);
   return call.run([&] {
     cpu::kernels().chunk_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
@@ -90,7 +99,7 @@ py::tuple normalized_forward(const Frontend& frontend, int threads, py::handle z
   Call call("normalized_attention", frontend, threads);
   NormalizedAttentionForward op{normalized(call, z, gamma, beta, v, shared, rope_base, eps), {}};
   const AttentionShape shape = validate(op);
-  allocate_outputs(call, op, op, shape);
+  allocate_outputs(call, op, op, shared, shape);
   return call.run([&] {
     cpu::kernels().normalized_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
   });
@@ -121,16 +130,16 @@ void register_chunk_attention(py::module_& module) {
       "chunk_attention_forward",
       [](const Frontend& frontend, int threads, py::handle q, py::handle k, py::handle v,
          py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
-         py::handle padding_mask, std::int64_t chunk_size, double scale, double dropout_p,
-         std::uint64_t seed) {
-        return chunk_forward(
-            frontend, threads, q, k, v,
-            {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
-            scale);
+         py::handle padding_mask, std::int64_t chunk_size, double scale, double dropout_p, std::uint64_t seed,
+         bool donate_state) {
+        return chunk_forward(frontend, threads, q, k, v,
+                             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size,
+                              dropout_p, seed, donate_state},
+                             scale);
       },
       "frontend"_a, "threads"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a, "initial_v"_a, "initial_length"_a,
       "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a, "dropout_p"_a, "seed"_a,
-      "-> (y, k, v, length)");
+      "donate_state"_a = false, "-> (y, k, v, length)");
   module.def(
       "chunk_attention_backward",
       [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
@@ -150,15 +159,15 @@ void register_chunk_attention(py::module_& module) {
       [](const Frontend& frontend, int threads, py::handle z, py::handle gamma, py::handle beta, py::handle v,
          py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
          py::handle padding_mask, std::int64_t chunk_size, double rope_base, double eps, double dropout_p,
-         std::uint64_t seed) {
-        return normalized_forward(
-            frontend, threads, z, gamma, beta, v,
-            {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
-            rope_base, eps);
+         std::uint64_t seed, bool donate_state) {
+        return normalized_forward(frontend, threads, z, gamma, beta, v,
+                                  {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size,
+                                   dropout_p, seed, donate_state},
+                                  rope_base, eps);
       },
       "frontend"_a, "threads"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a, "initial_k"_a, "initial_v"_a,
       "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "rope_base"_a, "eps"_a,
-      "dropout_p"_a, "seed"_a, "-> (y, k, v, length)");
+      "dropout_p"_a, "seed"_a, "donate_state"_a = false, "-> (y, k, v, length)");
   module.def(
       "normalized_attention_backward",
       [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,

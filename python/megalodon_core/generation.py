@@ -119,10 +119,12 @@ def prefill(
     *,
     padding_mask: Tensor | None = None,
     chunk: int | None = None,
+    donate_state: bool = False,
 ) -> tuple[Tensor, MegalodonState]:
     """Reads tokens (B, L) in pieces of `chunk` and returns the last position's logits (B, V) and the state.
 
-    Needs memory for one piece only. `chunk` None means `model.config.chunk_size`. Dropout is off.
+    Needs memory for one piece only. `chunk` None means `model.config.chunk_size`. Dropout is off. With
+    `donate_state`, the memory of `state` may become that of the returned one.
     """
     chunk = model.config.chunk_size if chunk is None else chunk
     _check_count("chunk", chunk)
@@ -131,7 +133,10 @@ def prefill(
         for start in range(0, tokens.shape[1], chunk):
             piece = slice(start, start + chunk)
             mask = None if padding_mask is None else padding_mask[:, piece]
-            logits, state = model(tokens[:, piece], state, padding_mask=mask, logits_to_keep=1)
+            logits, state = model(
+                tokens[:, piece], state, padding_mask=mask, logits_to_keep=1, donate_state=donate_state
+            )
+            donate_state = True  # from here on nobody else holds the state
     if logits is None or state is None:
         raise ValueError(f"prefill: tokens: expected at least one, got shape {tuple(tokens.shape)}")
     return logits[:, -1], state
@@ -217,7 +222,7 @@ def _steps(
         if len(going_on) < len(active):
             active = [active[row] for row in going_on]
             state, chosen = state.select(going_on), chosen[going_on]
-        logits, state = prefill(model, chosen[:, None], state)
+        logits, state = prefill(model, chosen[:, None], state, donate_state=True)
 
 
 @contextmanager

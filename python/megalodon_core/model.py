@@ -98,6 +98,7 @@ class Megalodon(nn.Module):
         *,
         return_state: bool = True,
         logits_to_keep: int | None = None,
+        donate_state: bool = False,
     ) -> tuple[Tensor, MegalodonState | None]:
         """Logits of the next token at every position, and what is needed to go on.
 
@@ -109,6 +110,8 @@ class Megalodon(nn.Module):
                 logits there are 0. Not together with `cu_seqlens`.
             return_state: False returns None for the state, so that a training step holds none.
             logits_to_keep: number of last positions to compute logits for; None means all of them.
+            donate_state: `state` is not used again, so that its memory may become that of the returned one:
+                a token is then decoded without copying the keys and values of its chunk.
 
         Returns:
             logits (B, L or `logits_to_keep`, output_size), float32 (float64 if the model is), and the state.
@@ -133,7 +136,8 @@ class Megalodon(nn.Module):
         new_states: list[LayerState] = []
         for index, layer in enumerate(self.layers):
             run = self._checkpointed(layer)
-            x, new = run(x, None if layer_states is None else layer_states[index], cu_seqlens, padding_mask)
+            old = None if layer_states is None else layer_states[index]
+            x, new = run(x, old, cu_seqlens, padding_mask, donate_state)
             if return_state:
                 new_states.append(new)
         logits, norm_state = self.output(x, norm_state, cu_seqlens, padding_mask, logits_to_keep)

@@ -324,6 +324,7 @@ class GatedAttention(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        donate_state: bool = False,
     ) -> tuple[Tensor, LayerState]:
         norm_state, cema_state, attention_state = (None, None, None) if state is None else state
         rows: dict[str, Any] = {"cu_seqlens": cu_seqlens, "padding_mask": padding_mask}
@@ -348,6 +349,7 @@ class GatedAttention(nn.Module):
             dropout_p=dropout_p,
             seed=_draw_seed() if dropout_p > 0.0 else None,
             initial_state=attention_state,
+            donate_state=donate_state,
             **rows,
         )
         a = F.dropout(ops.silu_mul(self.wr(m), attended.flatten(-2)), self.hidden_dropout, self.training)
@@ -419,8 +421,11 @@ class Block(nn.Module):
         state: LayerState | None = None,
         cu_seqlens: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        donate_state: bool = False,
     ) -> tuple[Tensor, LayerState]:
-        branch, state = self.mega(x, state, cu_seqlens=cu_seqlens, padding_mask=padding_mask)
+        branch, state = self.mega(
+            x, state, cu_seqlens=cu_seqlens, padding_mask=padding_mask, donate_state=donate_state
+        )
         return self.nffn(branch, x), state
 
 

@@ -59,6 +59,18 @@ def test_state_has_a_constant_size(model):
     assert state.num_rows == 1
 
 
+def test_a_donated_state_gives_the_same_stream(model, tokens):
+    """Token by token; the keys and values of the chunk stay in the memory they first got."""
+    with torch.no_grad():
+        expected, _ = model(tokens)
+        _, state = model(tokens[:, :1], donate_state=True)
+        memory = [layer.attention.k.data_ptr() for layer in state.layers]
+        for position in range(1, tokens.shape[1]):
+            logits, state = model(tokens[:, position : position + 1], state, donate_state=True)
+            assert relative_error(logits, expected[:, position : position + 1]) < EXACT
+    assert [layer.attention.k.data_ptr() for layer in state.layers] == memory
+
+
 def test_state_selects_rows(model, tokens):
     _, state = model(tokens)
     swapped, _ = model(tokens[:, :3].flip(0), state.select([1, 0]))

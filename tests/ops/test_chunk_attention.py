@@ -3,7 +3,8 @@
 import pytest
 import torch
 from calls import Tokens, cotangents, example
-from frontends import REFERENCE
+from frontends import REFERENCE, TORCH, to_numpy
+from megalodon_core import ops
 from reference.philox import dropped, philox4x32
 from tolerance import assert_bitwise_equal, assert_close
 from torch import Tensor
@@ -155,3 +156,66 @@ def test_backward_regenerates_the_pattern(op, frontend):
 def test_dropout_needs_a_seed(op, frontend):
     with pytest.raises(ValueError, match=f"{op}: seed: expected"):
         frontend.forward(example(op, torch.float32).with_options(dropout_p=0.1))
+
+
+@both
+@pytest.mark.parametrize("pieces", [(1,) * 11, (2, 1, 3, 5), (4, 7), (9, 2)], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_donated_state_is_updated_in_place(op, frontend, dtype, pieces, packed):
+    """Piece by piece, with c = 5: y and the filled slots of the state as without donation, nothing copied."""
+    tokens = Tokens(documents=(11, 11)) if packed else Tokens(length=11)
+    call = example(op, dtype, tokens=tokens, chunk_size=5, capacity=4)
+    memory = {name: torch.zeros_like(x) for name, x in call.state().items()}
+    kept, donated = call.with_state({name: x.clone() for name, x in memory.items()}), call.with_state(memory)
+    begin = 0
+    for count in pieces:
+        part = piece_of(begin, count, packed)
+        options = {"cu_seqlens": torch.tensor([0, count, 2 * count])} if packed else {}
+        expected = frontend.forward(kept.with_tokens(part).with_options(**options))
+        result = frontend.forward(donated.with_tokens(part).with_options(**options, donate_state=True))
+        assert_bitwise_equal(result, expected)
+        assert result["k"].data_ptr() == memory["k"].data_ptr()
+        assert result["v"].data_ptr() == memory["v"].data_ptr()
+        kept, donated = kept.with_state(expected), donated.with_state(result)
+        begin += count
+
+
+def piece_of(begin: int, count: int, packed: bool):
+    """Selects tokens [begin, begin + count) of every row, or of each of two packed documents of 11 tokens."""
+    if not packed:
+        return lambda x: x[:, begin : begin + count]
+    return lambda x: torch.cat([x[:, start + begin : start + begin + count] for start in (0, 11)], dim=1)
+
+
+@both
+def test_a_donated_state_without_room_is_replaced_by_one_of_full_capacity(op, frontend):
+    call = example(op, torch.float32, tokens=Tokens(length=1), chunk_size=7, capacity=2)
+    expected = frontend.forward(call)
+    result = frontend.forward(call.with_options(donate_state=True))
+    assert torch.equal(result["y"], expected["y"])
+    for name in ("k", "v"):
+        assert result[name].shape[1] == 6
+        assert torch.equal(result[name][:, :3], expected[name])
+        assert not result[name][:, 3:].any()
+
+
+@both
+def test_a_donation_beside_a_gradient_is_not_used(op):
+    call = example(op, torch.float32, tokens=Tokens(length=2), chunk_size=5, capacity=4)
+    before = {name: x.clone() for name, x in call.state().items()}
+    drawn = cotangents(TORCH.forward(call))
+    expected = TORCH.run(call, drawn)
+    result = TORCH.run(call.with_options(donate_state=True), drawn)
+    assert_bitwise_equal(result.outputs, expected.outputs)
+    assert_bitwise_equal(result.gradients, expected.gradients)
+    assert_bitwise_equal(call.state(), before)
+
+
+@both
+def test_a_read_only_state_cannot_be_donated(op):
+    arguments = example(op, torch.float32, chunk_size=5, capacity=4).arguments(to_numpy)
+    arguments["initial_state"][0].flags.writeable = False
+    with pytest.raises(
+        ValueError, match=rf"^{op}: initial_state.k: expected a writeable array to donate, got"
+    ):
+        getattr(ops, op)(**arguments, donate_state=True)

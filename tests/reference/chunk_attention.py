@@ -29,6 +29,7 @@ def chunk_attention(
     dropout_p=0.0,
     seed=None,
     initial_state=None,
+    donate_state=False,  # changes no value
     cu_seqlens=None,
     padding_mask=None,
 ) -> tuple[Tensor, ChunkAttentionState]:
@@ -67,6 +68,7 @@ def normalized_attention(
     dropout_p=0.0,
     seed=None,
     initial_state=None,
+    donate_state=False,  # changes no value
     cu_seqlens=None,
     padding_mask=None,
 ) -> tuple[Tensor, ChunkAttentionState]:

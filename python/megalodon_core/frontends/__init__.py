@@ -2,7 +2,7 @@
 
 A frontend offers
     Array                                              the array type it serves
-    forward(spec, inputs, attributes)                  -> outputs
+    forward(spec, inputs, attributes, donate_state)    -> outputs
     backward(spec, cotangents, inputs, attributes)     -> gradients, one per input that has one
 with the flat inputs of a `Spec`. To the compiled core it introduces itself as a `_core.Frontend`, which says
 how arrays are described and made.
@@ -26,7 +26,9 @@ class Frontend(Protocol):
     @property
     def Array(self) -> type[Any]: ...
 
-    def forward(self, spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]: ...
+    def forward(
+        self, spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
+    ) -> tuple[Any, ...]: ...
 
     def backward(
         self, spec: Spec, cotangents: Sequence[Any], inputs: Sequence[Any], attributes: Sequence[Any]

@@ -59,10 +59,12 @@ def _allocate(shape: tuple[int, ...], code: int) -> tuple[Any, ...]:
 _FRONTEND = _core.Frontend(Array, _describe, _allocate, ())
 
 
-def forward(spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
+def forward(
+    spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
+) -> tuple[Any, ...]:
     """Outputs of the operator."""
-    outputs: tuple[Any, ...] = spec.kernels.forward(_FRONTEND, runtime.num_threads(), *inputs, *attributes)
-    return outputs
+    donation = (True,) if donate_state else ()
+    return spec.kernels.forward(_FRONTEND, runtime.num_threads(), *inputs, *attributes, *donation)
 
 
 def backward(

@@ -239,13 +239,16 @@ def register(spec: Spec) -> None:
 # ---- what a frontend offers ----
 
 
-def forward(spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any]) -> tuple[Any, ...]:
-    """Outputs of the operator, differentiable by autograd."""
+def forward(
+    spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
+) -> tuple[Any, ...]:
+    """Outputs of the operator, differentiable by autograd. No use is made of a donation beside a gradient."""
     if not _is_observed() and _is_plain(inputs) and inputs[0].is_cpu:
         if torch.is_grad_enabled() and _any_requires_grad(inputs):
             outputs: tuple[Any, ...] = _Direct.apply(spec, attributes, *inputs)  # type: ignore[no-untyped-call]
             return outputs
-        return _forward(spec, *inputs, *attributes)
+        donation = (True,) if donate_state else ()
+        return _forward(spec, *inputs, *attributes, *donation)
     _check(spec, inputs)
     found = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
     return found if len(spec.outputs) > 1 else (found,)

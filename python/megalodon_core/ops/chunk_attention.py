@@ -116,6 +116,7 @@ def chunk_attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     initial_state: Any = None,
+    donate_state: bool = False,
     cu_seqlens: Any = None,
     padding_mask: Any = None,
 ) -> Call:
@@ -137,6 +138,9 @@ def chunk_attention(
         seed: integer in [0, 2^63), needed with dropout.
         initial_state: ChunkAttentionState or tuple (k (B, P, H, Dz), v (B, P, H, Dv), length (B,) int64) with
             any capacity P <= c - 1, float32 (float64 beside float64 activations); n rows beside `cu_seqlens`.
+        donate_state: the memory of `initial_state` may be used for the returned state, and must not be used
+            otherwise from then on: in eager calls without gradients a state of capacity c - 1 is updated in
+            place, so that decoding copies nothing. The returned capacity is then c - 1.
         cu_seqlens, padding_mask: as in `cema`.
 
     Returns:
@@ -149,7 +153,7 @@ def chunk_attention(
     """
     state = state_parts("chunk_attention", initial_state, ChunkAttentionState._fields)
     attributes = (chunk_size, scale, dropout_p, _seed("chunk_attention", dropout_p, seed))
-    return Call((q, k, v, *state, cu_seqlens, padding_mask), attributes)
+    return Call((q, k, v, *state, cu_seqlens, padding_mask), attributes, donate_state)
 
 
 @operator(NORMALIZED_ATTENTION, _pack, NormalizedAttentionGradients)
@@ -165,6 +169,7 @@ def normalized_attention(
     dropout_p: float = 0.0,
     seed: int | None = None,
     initial_state: Any = None,
+    donate_state: bool = False,
     cu_seqlens: Any = None,
     padding_mask: Any = None,
 ) -> Call:
@@ -182,8 +187,8 @@ def normalized_attention(
         gamma, beta: (2, H, Dz), float32 (float64 beside float64 activations).
         v: (B, L, H, Dv), the type of `z`. Dv may be any multiple or fraction of Dz.
         rope_base, eps: finite and > 0.
-        chunk_size, dropout_p, seed, initial_state, cu_seqlens, padding_mask: as in `chunk_attention`; the
-            state's keys are the rotated ones.
+        chunk_size, dropout_p, seed, initial_state, donate_state, cu_seqlens, padding_mask: as in
+            `chunk_attention`; the state's keys are the rotated ones.
 
     Returns:
         (y, ChunkAttentionState): y like `v`.
@@ -195,4 +200,4 @@ def normalized_attention(
     """
     state = state_parts("normalized_attention", initial_state, ChunkAttentionState._fields)
     attributes = (chunk_size, rope_base, eps, dropout_p, _seed("normalized_attention", dropout_p, seed))
-    return Call((z, gamma, beta, v, *state, cu_seqlens, padding_mask), attributes)
+    return Call((z, gamma, beta, v, *state, cu_seqlens, padding_mask), attributes, donate_state)

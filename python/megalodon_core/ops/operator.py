@@ -19,6 +19,7 @@ class Call(NamedTuple):
 
     inputs: tuple[Any, ...]
     attributes: tuple[Any, ...] = ()
+    donate_state: bool = False
 
 
 class Operator(Generic[P, R]):
@@ -43,7 +44,8 @@ class Operator(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         call = self._arguments(*args, **kwargs)
         frontend = frontend_of(self.spec, call.inputs[0])
-        return self._pack(frontend.forward(self.spec, call.inputs, self._checked(call)))
+        outputs = frontend.forward(self.spec, call.inputs, self._checked(call), call.donate_state)
+        return self._pack(outputs)
 
     def backward(self, cotangents: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Gradients of a loss, given its gradients in the outputs.

@@ -40,16 +40,17 @@ struct AttentionShape : SequenceShape {
   std::int64_t key_dim = 0;           // Dz
   std::int64_t value_dim = 0;         // Dv
   std::int64_t initial_capacity = 0;  // P
-  std::int64_t capacity = 0;          // of the final state: min(chunk_size - 1, P + L)
+  std::int64_t capacity = 0;          // of the final state: at least min(chunk_size - 1, P + L)
 };
 
 AttentionShape validate(const ChunkAttention& op);
 AttentionShape validate(const NormalizedAttention& op);
 
 struct AttentionOutputs {
-  Tensor y;  // (B, L, H, Dv)
-  Tensor final_k, final_v,
-      final_length;  // (count, capacity, H, Dz), (count, capacity, H, Dv), int64 (count,)
+  Tensor y;             // (B, L, H, Dv)
+  Tensor final_k;       // (count, capacity, H, Dz); may be initial_k itself, and final_v then initial_v
+  Tensor final_v;       // (count, capacity, H, Dv)
+  Tensor final_length;  // int64 (count,)
 };
 
 struct AttentionCotangents {

@@ -1,5 +1,5 @@
 // One token per sequence, with a state: every key and value is read once, in place, nothing is packed, and
-// each row is copied to the final state as it comes by.
+// each row is copied to the final state as it comes by, unless it is there already.
 //
 // Scores are shared out by blocks of keys, then values by blocks of columns, so that one sequence of one head
 // keeps several threads busy.
@@ -33,6 +33,7 @@ class Decode {
       : op_(op),
         sequences_(sequences),
         threads_(threads),
+        in_place_(in_place(op)),
         heads_(op.v.size(2)),
         pitch_(round_up(most_keys(op, sequences), kLanes<A>)),
         scores_(sequences.count * heads_ * pitch_),
@@ -66,7 +67,12 @@ class Decode {
 
   DecodeSpace<A> own_space() const { return spaces_.at(thread_index(), op_.k.size(3), pitch_); }
 
-  // Where a row goes that is part of the final state, from `column` on.
+  // Whether the final state has the row still to come.
+  bool is_copied(const Chunk& chunk, std::int64_t position) const {
+    return chunk.unfinished && (!in_place_ || position >= chunk.first_query);
+  }
+
+  // Where such a row goes, from `column` on.
   static A* kept_row(const Tensor& state, const Chunk& chunk, std::int64_t position, std::int64_t head,
                      std::int64_t column) {
     return state.as<A>() + chunk.sequence * state.stride(0) + position * state.stride(1) +
@@ -81,7 +87,8 @@ class Decode {
     if (has_token) load_tile(op_.q, chunk.tokens, 0, 1, head * op_.q.stride(2), dim, own.query, dim);
     const PositionRows<A> keys{op_.initial_k, op_.k, chunk, head};
     keys.visit(first, last - first, 0, dim, [&](auto* row, std::int64_t i) {
-      if (chunk.unfinished) copy_row<A>(row, dim, kept_row(op_.final_k, chunk, first + i, head, 0));
+      if (is_copied(chunk, first + i))
+        copy_row<A>(row, dim, kept_row(op_.final_k, chunk, first + i, head, 0));
       if (has_token) scores[first + i] = dot(own.query, row, dim) * static_cast<A>(op_.scale);
     });
     const Dropout dropout(op_, chunk, head);
@@ -106,7 +113,7 @@ class Decode {
     for (std::int64_t c = 0; c < kDecodeColumns; c += kLanes<A>) store(own.result + c, Vec<A>{});
     const PositionRows<A> values{op_.initial_v, op_.v, chunk, head};
     values.visit(0, chunk.keys, column, columns, [&](auto* row, std::int64_t i) {
-      if (chunk.unfinished) copy_row<A>(row, columns, kept_row(op_.final_v, chunk, i, head, column));
+      if (is_copied(chunk, i)) copy_row<A>(row, columns, kept_row(op_.final_v, chunk, i, head, column));
       if (!has_token) return;
       const Vec<A> weight = splat(own.weights[i]);
       for_vectors<A>(columns, [&](auto lanes, std::int64_t c, int) {
@@ -140,6 +147,7 @@ class Decode {
   const ChunkAttentionForward& op_;
   const SequenceSpan& sequences_;
   int threads_;
+  bool in_place_;
   std::int64_t heads_, pitch_;
   Scratch<A> scores_;
   Workspaces<DecodeSpace<A>, A> spaces_;

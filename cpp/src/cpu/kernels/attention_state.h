@@ -12,6 +12,12 @@ inline void copy_row(const T* from, std::int64_t count, A* to) {
   for_vectors<A>(count, [&](auto lanes, std::int64_t c, int) { lanes.write(to + c, lanes.read(from + c)); });
 }
 
+// Whether the final state is written into the memory of the initial one, so that old rows stay where they
+// are.
+inline bool in_place(const ChunkAttentionForward& op) {
+  return op.initial_k.defined() && op.final_k.data == op.initial_k.data && op.final_k.numel() > 0;
+}
+
 // Row `position` of all heads of a final state.
 template <class A>
 inline void write_state_row(const Tensor& initial, const Tensor& tokens, const Tensor& state,
@@ -41,7 +47,8 @@ inline void clear_state_row(const Tensor& state, std::int64_t sequence, std::int
               static_cast<std::size_t>(state.stride(1)) * sizeof(A));
 }
 
-// Writes the final lengths, the rows below them unless `rows_written`, and 0 in the rows past them.
+// Writes the final lengths, the rows below them unless `rows_written`, and 0 in the rows past them. In place,
+// rows of an unchanged chunk are left alone, and only rows that held keys before are cleared.
 template <class A>
 inline void write_final_state(const ChunkAttentionForward& op, const SequenceSpan& sequences,
                               bool rows_written, int threads) {
@@ -52,18 +59,21 @@ inline void write_final_state(const ChunkAttentionForward& op, const SequenceSpa
     const Chunk chunk = last_chunk(op, sequences, i);
     op.final_length.as<std::int64_t>()[i] = chunk.unfinished ? chunk.keys : 0;
   }
+  const bool kept = in_place(op);
   const std::int64_t elements = op.final_k.numel() + op.final_v.numel();
   parallel_for(sequences.count * parts, threads_for_elements(threads, elements), [&](std::int64_t part) {
     const Chunk chunk = last_chunk(op, sequences, part / parts);
     const std::int64_t length = op.final_length.as<const std::int64_t>()[chunk.sequence];
     const std::int64_t first = part % parts * kRows, last = smaller(capacity, first + kRows);
     if (!rows_written) {
-      for (std::int64_t row = first; row < smaller(length, last); ++row) {
+      const std::int64_t unwritten = kept ? larger(first, chunk.first_query) : first;
+      for (std::int64_t row = unwritten; row < smaller(length, last); ++row) {
         write_state_row<A>(op.initial_k, op.k, op.final_k, chunk, row);
         write_state_row<A>(op.initial_v, op.v, op.final_v, chunk, row);
       }
     }
-    for (std::int64_t row = larger(length, first); row < last; ++row) {
+    const std::int64_t used = kept ? smaller(last, chunk.prefix) : last;
+    for (std::int64_t row = larger(length, first); row < used; ++row) {
       clear_state_row<A>(op.final_k, chunk.sequence, row);
       clear_state_row<A>(op.final_v, chunk.sequence, row);
     }
