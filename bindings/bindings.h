@@ -58,6 +58,7 @@ void register_runtime(py::module_& module);
 void register_cema(py::module_& module);
 void register_timestep_norm(py::module_& module);
 void register_chunk_attention(py::module_& module);
+void register_few_row_linear(py::module_& module);
 void register_residual(py::module_& module);
 
 }  // namespace megalodon::bindings

@@ -16,5 +16,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bindings::register_cema(module);
   bindings::register_timestep_norm(module);
   bindings::register_chunk_attention(module);
+  bindings::register_few_row_linear(module);
   bindings::register_residual(module);
 }

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from megalodon_core import ops
 from megalodon_core.config import MegalodonConfig
+from megalodon_core.frontends.torch import few_row_linear
 from megalodon_core.ops import TimestepNormState
 from megalodon_core.state import LayerState
 
@@ -54,7 +55,7 @@ def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with a given weight initializer; the bias starts at 0."""
+    """`nn.Linear` with a given weight initializer; the bias starts at 0. The core maps single rows."""
 
     def __init__(
         self,
@@ -72,6 +73,10 @@ class Linear(nn.Linear):
         self.init(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = few_row_linear(x, self.weight, self.bias)
+        return super().forward(x) if y is None else y
 
 
 class Embedding(nn.Embedding):

@@ -7,6 +7,7 @@
 #include "cpu/sequences.h"
 #include "megalodon/ops/cema.h"
 #include "megalodon/ops/chunk_attention.h"
+#include "megalodon/ops/few_row_linear.h"
 #include "megalodon/ops/residual.h"
 #include "megalodon/ops/timestep_norm.h"
 
@@ -33,6 +34,7 @@ struct KernelTable {
   void (*silu_mul_backward)(const SiluMulBackward&, int threads);
   void (*two_hop_residual_forward)(const TwoHopResidualForward&, int threads);
   void (*two_hop_residual_backward)(const TwoHopResidualBackward&, int threads);
+  void (*few_row_linear)(const FewRowLinear&, int threads);
 };
 
 // The table in use. Chosen at the first call: MEGALODON_CORE_ISA if set, else the widest supported one.

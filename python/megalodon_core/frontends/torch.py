@@ -263,6 +263,22 @@ def backward(
     return spec.spread_gradients(cotangents[0], inputs, own)
 
 
+def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """`torch.nn.functional.linear` of a few rows, as in decoding: weights are read once, at memory speed.
+
+    None where torch must do it: for more than `_core.few_rows` rows, other tensors, or where a gradient is
+    wanted.
+    """
+    tensors = (x, weight, bias)
+    rows = x.numel() // max(1, x.shape[-1])
+    eager = 0 < rows <= _core.few_rows and x.is_cpu and _is_plain(tensors) and not _is_observed()
+    if not eager or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+        return None
+    y: torch.Tensor
+    (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x.reshape(rows, -1), weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
 def _promoted(spec: Spec, inputs: Sequence[Any]) -> Sequence[Any]:
     """Under autocast, the activations of a call in the widest of their types; else the inputs as they are.
 

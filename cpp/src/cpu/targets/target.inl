@@ -6,6 +6,7 @@
 #include "cpu/kernels/cema_coefficients.h"
 #include "cpu/kernels/chunk_attention.h"
 #include "cpu/kernels/elementwise.h"
+#include "cpu/kernels/few_row_linear.h"
 #include "cpu/kernels/norm.h"
 #include "cpu/kernels/timestep_norm.h"
 
@@ -31,6 +32,7 @@ const KernelTable table = {
     .silu_mul_backward = silu_mul_backward,
     .two_hop_residual_forward = two_hop_residual_forward,
     .two_hop_residual_backward = two_hop_residual_backward,
+    .few_row_linear = few_row_linear,
 };
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,0 +1,23 @@
+#include "megalodon/ops/few_row_linear.h"
+
+#include "bindings.h"
+#include "cpu/kernels.h"
+
+namespace megalodon::bindings {
+
+void register_few_row_linear(py::module_& module) {
+  using namespace py::literals;
+  module.attr("few_rows") = kFewRows;
+  module.def(
+      "few_row_linear",
+      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, py::handle bias) {
+        Call call("few_row_linear", frontend, threads);
+        FewRowLinear op{call.input("x", x), call.input("weight", weight), call.input("bias", bias), {}};
+        validate(op);
+        op.y = call.output("y", op.x.dtype, {op.x.size(0), op.weight.size(0)});
+        return call.run([&] { cpu::kernels().few_row_linear(op, threads); });
+      },
+      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "-> (y,)");
+}
+
+}  // namespace megalodon::bindings
