@@ -32,6 +32,13 @@ struct CemaPlan {
   std::int64_t jobs() const { return blocks * groups; }
 };
 
+// Between two tokens of a tile. One vector more than the channels, or a column of a tile would fall into a
+// quarter of the sets of the first-level cache, and a few columns would not fit.
+template <class A>
+inline std::int64_t cema_tile_pitch(std::int64_t channels) {
+  return channels + kLanes<A>;
+}
+
 // The part of the arrays that one job sees: lanes of `width` channels from `channel` on, as dense vectors.
 template <class A>
 struct CemaLanes {
@@ -46,6 +53,7 @@ struct CemaLanes {
   }
 
   std::int64_t pitch() const { return vectors * W; }
+  std::int64_t tile_pitch() const { return cema_tile_pitch<A>(pitch()); }
   std::int64_t state_size() const { return ndim * 2 * pitch(); }
 
   // Reads part (0 real, 1 imaginary) of a contiguous (D, N) or (D, N, parts) array into to[ndim][pitch] with
@@ -107,8 +115,8 @@ inline const A* cema_coefficient(const A* coefficients, std::int64_t pitch, std:
 // With kOutput, adds sum_k Re(gamma_k h_k) to y. With kKeep, writes the state before each token, and after
 // the last one, to history[count + 1][K][2][W].
 template <class A, int K, bool kOutput, bool kKeep>
-inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t pitch, const A* coefficients,
-                      A* state, std::int64_t k, A* history) {
+inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t tile_pitch, const A* coefficients,
+                      A* state, std::int64_t pitch, std::int64_t k, A* history) {
   constexpr int W = kLanes<A>;
   Vec<A> hr[K], hi[K], p[K], qr[K], qi[K], gr[K], gi[K];
   for (int j = 0; j < K; ++j) {
@@ -121,8 +129,8 @@ inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t pitch, 
     gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
   }
   for (std::int64_t t = 0; t < count; ++t) {
-    const Vec<A> xt = load(x + t * pitch);
-    Vec<A> yt = kOutput ? load(y + t * pitch) : Vec<A>{};
+    const Vec<A> xt = load(x + t * tile_pitch);
+    Vec<A> yt = kOutput ? load(y + t * tile_pitch) : Vec<A>{};
 #pragma GCC unroll 4
     for (int j = 0; j < K; ++j) {
       if constexpr (kKeep) {
@@ -134,7 +142,7 @@ inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t pitch, 
       hr[j] = re;
       if constexpr (kOutput) yt = yt + gr[j] * hr[j] - gi[j] * hi[j];
     }
-    if constexpr (kOutput) store(y + t * pitch, yt);
+    if constexpr (kOutput) store(y + t * tile_pitch, yt);
   }
   for (int j = 0; j < K; ++j) {
     if constexpr (kKeep) {
@@ -164,18 +172,20 @@ inline void cema_scan_tile(const CemaLanes<A>& lanes, const A* x, A* y, std::int
                            const A* coefficients, A* state) {
   for (std::int64_t c = 0; c < lanes.width; c += kLanes<A>) {
     for_groups<kCemaForwardGroup>(lanes.ndim, [&](std::int64_t k, auto group) {
-      cema_scan<A, decltype(group)::value, kOutput, false>(
-          x + c, kOutput ? y + c : nullptr, count, lanes.pitch(), coefficients + c, state + c, k, nullptr);
+      cema_scan<A, decltype(group)::value, kOutput, false>(x + c, kOutput ? y + c : nullptr, count,
+                                                           lanes.tile_pitch(), coefficients + c, state + c,
+                                                           lanes.pitch(), k, nullptr);
     });
   }
 }
 
 // to = omega * from over a tile
 template <class A>
-inline void cema_skip(const A* omega, const A* from, A* to, std::int64_t count, std::int64_t pitch) {
+inline void cema_skip(const CemaLanes<A>& lanes, const A* omega, const A* from, A* to, std::int64_t count) {
   for (std::int64_t t = 0; t < count; ++t) {
-    for (std::int64_t c = 0; c < pitch; c += kLanes<A>) {
-      store(to + t * pitch + c, load(omega + c) * load(from + t * pitch + c));
+    for (std::int64_t c = 0; c < lanes.pitch(); c += kLanes<A>) {
+      const std::int64_t i = t * lanes.tile_pitch() + c;
+      store(to + i, load(omega + c) * load(from + i));
     }
   }
 }
@@ -192,8 +202,8 @@ template <class A>
 inline void cema_forward_as(const CemaForward& op, const SequenceSpan& sequences, int threads) {
   constexpr std::int64_t T = kCemaForwardTile;
   const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, threads);
-  const std::int64_t pitch = plan.channels, ndim = op.p.size(1);
-  const std::int64_t per_thread = pitch * (ndim * (kCemaCoefficientCount + 2) + 1 + 2 * T);
+  const std::int64_t pitch = plan.channels, tile_pitch = cema_tile_pitch<A>(pitch), ndim = op.p.size(1);
+  const std::int64_t per_thread = pitch * (ndim * (kCemaCoefficientCount + 2) + 1) + 2 * T * tile_pitch;
   Scratch<A> scratch(per_thread * threads);
   parallel_for(plan.jobs(), threads, [&](std::int64_t job) {
     const CemaLanes<A> lanes(op, plan, job % plan.blocks);
@@ -201,17 +211,17 @@ inline void cema_forward_as(const CemaForward& op, const SequenceSpan& sequences
     A* state = coefficients + ndim * kCemaCoefficientCount * pitch;
     A* omega = state + lanes.state_size();
     A* x = omega + pitch;
-    A* y = x + T * pitch;
+    A* y = x + T * tile_pitch;
     lanes.load_coefficients(op, coefficients);
     lanes.load_omega(op.omega, omega);
     for_sequences(sequences, plan, job / plan.blocks, [&](std::int64_t index, const Sequence& sequence) {
       lanes.load_state(op.initial_state, index, state);
       for (std::int64_t t = 0; t < sequence.length; t += T) {
         const std::int64_t count = sequence.length - t < T ? sequence.length - t : T;
-        load_tile(op.x, sequence, t, count, lanes.channel, lanes.width, x, pitch);
-        cema_skip(omega, x, y, count, pitch);
+        load_tile(op.x, sequence, t, count, lanes.channel, lanes.width, x, tile_pitch);
+        cema_skip(lanes, omega, x, y, count);
         cema_scan_tile<A, true>(lanes, x, y, count, coefficients, state);
-        store_tile(op.y, sequence, t, count, lanes.channel, lanes.width, y, pitch);
+        store_tile(op.y, sequence, t, count, lanes.channel, lanes.width, y, tile_pitch);
       }
       lanes.store_state(state, op.state, index);
     });
@@ -228,8 +238,9 @@ inline std::int64_t cema_gradient_size(std::int64_t ndim, std::int64_t pitch) {
 // One tile backwards for K EMA dims of one vector of channels: adds to dx, updates the carry
 // conj(q) lambda_{t+1}, adds the tile's parameter gradients to sums.
 template <class A, int K>
-inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std::int64_t pitch,
-                         const A* coefficients, const A* history, A* carry, std::int64_t k, double* sums) {
+inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std::int64_t tile_pitch,
+                         const A* coefficients, const A* history, A* carry, std::int64_t pitch,
+                         std::int64_t k, double* sums) {
   constexpr int W = kLanes<A>;
   Vec<A> cr[K], ci[K], p[K], qr[K], qi[K], gr[K], gi[K];
   Vec<A> dp[K] = {}, dqr[K] = {}, dqi[K] = {}, dgr[K] = {}, dgi[K] = {};
@@ -243,8 +254,8 @@ inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std
     gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
   }
   for (std::int64_t t = count - 1; t >= 0; --t) {
-    const Vec<A> xt = load(x + t * pitch), dyt = load(dy + t * pitch);
-    Vec<A> dxt = load(dx + t * pitch);
+    const Vec<A> xt = load(x + t * tile_pitch), dyt = load(dy + t * tile_pitch);
+    Vec<A> dxt = load(dx + t * tile_pitch);
 #pragma GCC unroll 2
     for (int j = 0; j < K; ++j) {
       const A* before = history + (t * K + j) * 2 * W;
@@ -260,7 +271,7 @@ inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std
       cr[j] = qr[j] * lr + qi[j] * li;
       ci[j] = qr[j] * li - qi[j] * lr;
     }
-    store(dx + t * pitch, dxt);
+    store(dx + t * tile_pitch, dxt);
   }
   for (int j = 0; j < K; ++j) {
     store(carry + (k + j) * 2 * pitch, cr[j]);
@@ -275,9 +286,10 @@ inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std
 }
 
 template <class A>
-inline void cema_omega_gradient(const A* x, const A* dy, std::int64_t count, std::int64_t pitch,
+inline void cema_omega_gradient(const CemaLanes<A>& lanes, const A* x, const A* dy, std::int64_t count,
                                 double* sums) {
-  for (std::int64_t c = 0; c < pitch; c += kLanes<A>) {
+  const std::int64_t pitch = lanes.tile_pitch();
+  for (std::int64_t c = 0; c < lanes.pitch(); c += kLanes<A>) {
     Vec<A> sum{};
     for (std::int64_t t = 0; t < count; ++t) sum += load(x + t * pitch + c) * load(dy + t * pitch + c);
     add_lanes(sums + c, sum);
@@ -308,11 +320,12 @@ template <class A>
 inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequences, int threads) {
   constexpr std::int64_t T = kCemaBackwardTile;
   const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, threads);
-  const std::int64_t pitch = plan.channels, ndim = op.p.size(1), state_size = ndim * 2 * pitch;
+  const std::int64_t pitch = plan.channels, tile_pitch = cema_tile_pitch<A>(pitch);
+  const std::int64_t ndim = op.p.size(1), state_size = ndim * 2 * pitch;
   const std::int64_t checkpoints = (sequences.longest + T - 1) / T;
   const std::int64_t history_size = (T + 1) * kCemaBackwardGroup * 2 * kLanes<A>;
-  const std::int64_t per_thread =
-      pitch * (ndim * kCemaCoefficientCount + 1 + 3 * T) + history_size + state_size * (checkpoints + 2);
+  const std::int64_t per_thread = pitch * (ndim * kCemaCoefficientCount + 1) + 3 * T * tile_pitch +
+                                  history_size + state_size * (checkpoints + 2);
   Scratch<A> scratch(per_thread * threads);
   const std::int64_t block_size = cema_gradient_size(ndim, pitch);
   Scratch<double> gradients(block_size * plan.jobs());
@@ -322,9 +335,9 @@ inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequenc
     A* coefficients = scratch.data() + thread_index() * per_thread;
     A* omega = coefficients + ndim * kCemaCoefficientCount * pitch;
     A* x = omega + pitch;
-    A* dy = x + T * pitch;
-    A* dx = dy + T * pitch;
-    A* history = dx + T * pitch;
+    A* dy = x + T * tile_pitch;
+    A* dx = dy + T * tile_pitch;
+    A* history = dx + T * tile_pitch;
     A* carry = history + history_size;
     A* state = carry + state_size;
     A* checkpoint = state + state_size;
@@ -338,26 +351,26 @@ inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequenc
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
         std::memcpy(checkpoint + tile * state_size, state, static_cast<std::size_t>(state_size) * sizeof(A));
         if (tile + 1 == tiles) break;
-        load_tile(op.x, sequence, tile * T, T, lanes.channel, lanes.width, x, pitch);
+        load_tile(op.x, sequence, tile * T, T, lanes.channel, lanes.width, x, tile_pitch);
         cema_scan_tile<A, false>(lanes, x, static_cast<A*>(nullptr), T, coefficients, state);
       }
       lanes.load_state(op.dstate, index, carry);
       for (std::int64_t tile = tiles - 1; tile >= 0; --tile) {
         const std::int64_t left = sequence.length - tile * T, count = left < T ? left : T;
-        load_tile(op.x, sequence, tile * T, count, lanes.channel, lanes.width, x, pitch);
-        load_tile(op.dy, sequence, tile * T, count, lanes.channel, lanes.width, dy, pitch);
-        cema_skip(omega, dy, dx, count, pitch);
-        cema_omega_gradient(x, dy, count, pitch, omega_sums);
+        load_tile(op.x, sequence, tile * T, count, lanes.channel, lanes.width, x, tile_pitch);
+        load_tile(op.dy, sequence, tile * T, count, lanes.channel, lanes.width, dy, tile_pitch);
+        cema_skip(lanes, omega, dy, dx, count);
+        cema_omega_gradient(lanes, x, dy, count, omega_sums);
         for (std::int64_t c = 0; c < lanes.width; c += kLanes<A>) {
           for_groups<kCemaBackwardGroup>(ndim, [&](std::int64_t k, auto group) {
             constexpr int K = decltype(group)::value;
-            cema_scan<A, K, false, true>(x + c, nullptr, count, pitch, coefficients + c,
-                                         checkpoint + tile * state_size + c, k, history);
-            cema_reverse<A, K>(x + c, dy + c, dx + c, count, pitch, coefficients + c, history, carry + c, k,
-                               sums + c);
+            cema_scan<A, K, false, true>(x + c, nullptr, count, tile_pitch, coefficients + c,
+                                         checkpoint + tile * state_size + c, pitch, k, history);
+            cema_reverse<A, K>(x + c, dy + c, dx + c, count, tile_pitch, coefficients + c, history, carry + c,
+                               pitch, k, sums + c);
           });
         }
-        store_tile(op.dx, sequence, tile * T, count, lanes.channel, lanes.width, dx, pitch);
+        store_tile(op.dx, sequence, tile * T, count, lanes.channel, lanes.width, dx, tile_pitch);
       }
       if (op.initial_state.defined()) lanes.store_state(carry, op.dinitial_state, index);
     });
