@@ -49,8 +49,8 @@ unit: .venv/installed.stamp
 demo: .venv/installed.stamp ## Train on real text, read 1,000,000 bytes, complete a prompt, time the operators
 	$(BIN)/megalodon-core demo --output demo
 
-bench: .venv/installed.stamp ## Compare every operator with plain PyTorch (pytest-benchmark)
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+bench: .venv/installed.stamp ## Operators, model, memory and scaling beside floors and peers: tables, JSON, plots
+	$(BIN)/python tests/benchmarks/run.py --output build/bench
 
 precision: .venv/installed.stamp ## Measure the error of every operator and gradient; rewrites docs/precision.md
 	$(BIN)/python tests/precision.py --output docs/precision.md

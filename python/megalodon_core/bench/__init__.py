@@ -1,1 +1,1 @@
-"""Every operator timed beside a plain PyTorch implementation of the same formula."""
+"""Every operator timed beside a plain PyTorch implementation of the same formula, and beside its floor."""

@@ -1,147 +1,217 @@
-"""Timing two implementations fairly: agreement first, then alternating runs, then medians."""
+"""One operator beside its peers: results are compared first, then all sides are timed in turn."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from megalodon_core.bench.comparisons import TINY, Comparison, Size
+from megalodon_core.bench import ceilings
+from megalodon_core.bench.operators import TINY, Case, Function, Size, Tensors
+from megalodon_core.bench.timing import Sample, interleave
 
 _SEED = 20240412
-_FLOAT64_TOLERANCE = 2e-5
-_FLOAT32_TOLERANCE = 2e-4
-_LEAST_PAIRS, _MOST_PAIRS = 3, 50
+_NAIVE_MULTIPLE = 2
+_ROUNDING = {
+    (torch.float32, torch.float64): 1e-5,
+    (torch.float32, torch.float32): 1e-4,
+    (torch.bfloat16, torch.float64): 2.0**-7,
+    (torch.bfloat16, torch.float32): 2.0**-7,
+}
+"""By activations' type and the exact side's: what any result may lose, relative to its norm."""
 
-Call = Callable[[], list[Tensor]]
+DIRECTIONS = ("forward", "backward", "both")
+"""What a row is about; "both" is forward and backward together, as in training."""
 
 
 class DisagreementError(RuntimeError):
     """An operator and its peer compute different numbers, so their times mean nothing."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Median seconds of one call, and how many alternating pairs they come from."""
+class Side(NamedTuple):
+    """One implementation with its inputs.
 
-    ours: float
-    peer: float
-    pairs: int
+    `results()` runs once what is timed and returns the outputs of a call without a graph and, if it can be
+    differentiated, those of one with a graph, then all gradients, None where a peer has other variables.
+    `samples` time "forward" (nothing differentiated) and the parts of a training call, "recorded" (forward
+    with a graph), "backward" (from the return of forward) and "both".
+    """
 
-    @property
-    def ratio(self) -> float:
-        """How many times as long the peer takes."""
-        return self.peer / self.ours
+    results: Callable[[], Sequence[Tensor | None]]
+    samples: tuple[Sample, ...]
+
+
+Key = tuple[str, str, int]
+"""Type of the activations, name of the side (or "floor"), number of its sample."""
+
+MakeSide = Callable[[Case, Size, Tensors, Tensors], Side | None]
+"""A peer of a case from its inputs and the outputs' cotangents; None where the peer lacks the operator."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison at one size; `difference` is the largest relative difference of the timed results."""
+    """One case in one type and direction: median seconds of itself, its floor and its peers."""
 
-    operator: str
-    peer: str
-    difference: float
-    forward: Timing
-    forward_backward: Timing | None
+    case: str
+    dtype: str
+    direction: str
+    seconds: float
+    floor: float
+    peers: Mapping[str, float]
+    runs: Mapping[str, int]
 
+    @property
+    def share(self) -> float:
+        """The share of the floor: 1 is as fast as it can be."""
+        return self.floor / self.seconds
 
-def measure(comparison: Comparison, size: Size, seconds: float) -> Row:
-    """Check that both sides agree, at float64 on a tiny shape and here in float32; then time them.
-
-    Each timing takes about `seconds`. Raises DisagreementError.
-    """
-    check(comparison)
-    difference = agreement(comparison, size)
-    passes = (False, True) if comparison.differentiable else (False,)
-    timings = [time_pairs(*calls(comparison, size, backward), seconds) for backward in passes]
-    return Row(
-        comparison.operator,
-        comparison.peer_name,
-        difference,
-        timings[0],
-        timings[1] if len(timings) > 1 else None,
-    )
+    def ratio(self, peer: str) -> float:
+        """How many times as long the peer takes."""
+        return self.peers[peer] / self.seconds
 
 
-def check(comparison: Comparison) -> float:
-    """The largest relative difference between ours in float32 and the peer in float64, gradients included."""
-    ours, peer = calls(comparison, TINY, comparison.differentiable, peer_dtype=torch.float64)
-    return _compare(comparison, ours(), peer(), _FLOAT64_TOLERANCE)
+def torch_side(function: Function, inputs: Tensors, cotangents: Tensors, differentiable: bool) -> Side:
+    """A side written in torch."""
+    inputs = tuple(x.detach().requires_grad_(differentiable) for x in inputs)
 
-
-def agreement(comparison: Comparison, size: Size) -> float:
-    """The largest relative difference between both sides in float32 at this size, gradients included."""
-    ours, peer = calls(comparison, size, comparison.differentiable)
-    return _compare(comparison, ours(), peer(), _FLOAT32_TOLERANCE)
-
-
-def calls(
-    comparison: Comparison, size: Size, backward: bool, peer_dtype: torch.dtype = torch.float32
-) -> tuple[Call, Call]:
-    """Functions without arguments, ours and the peer's, that return outputs and, if asked, all gradients."""
-    torch.manual_seed(_SEED)
-    inputs = tuple(tensor.detach().requires_grad_(backward) for tensor in comparison.inputs(size))
-    peer_inputs = tuple(tensor.detach().to(peer_dtype).requires_grad_(backward) for tensor in inputs)
-    prepared = peer_inputs if backward else comparison.peer_inputs(*peer_inputs)
-    ours, peer = comparison.ours(size), comparison.peer(size)
-    with torch.no_grad():
-        cotangents = [torch.randn_like(output) for output in _outputs(ours(*inputs))]
-    return (
-        lambda: _run(ours, inputs, cotangents if backward else None),
-        lambda: _run(peer, prepared, [dy.to(peer_dtype) for dy in cotangents] if backward else None),
-    )
-
-
-def time_pairs(ours: Call, peer: Call, seconds: float) -> Timing:
-    """Medians of alternating calls, after one of each to warm up, for about `seconds` in all."""
-    ours()
-    peer()
-    samples: list[tuple[float, float]] = []
-    begin = time.perf_counter()
-    while len(samples) < _LEAST_PAIRS or (
-        len(samples) < _MOST_PAIRS and time.perf_counter() - begin < seconds
-    ):
-        samples.append((_seconds(ours), _seconds(peer)))
-    return Timing(median(pair[0] for pair in samples), median(pair[1] for pair in samples), len(samples))
-
-
-def _run(
-    function: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: tuple[Tensor, ...],
-    cotangents: list[Tensor] | None,
-) -> list[Tensor]:
-    if cotangents is None:
+    def results() -> list[Tensor]:
         with torch.no_grad():
-            return _outputs(function(*inputs))
-    outputs = _outputs(function(*inputs))
-    gradients = torch.autograd.grad(outputs, inputs, cotangents)
-    return [*(output.detach() for output in outputs), *gradients]
+            unrecorded = _outputs(function(*inputs))
+        if not differentiable:
+            return list(unrecorded)
+        outputs = _outputs(function(*inputs))
+        gradients = torch.autograd.grad(outputs, inputs, cotangents)
+        return [*unrecorded, *(output.detach() for output in outputs), *gradients]
+
+    def forward() -> dict[str, float]:
+        with torch.no_grad():
+            begin = time.perf_counter()
+            kept = function(*inputs)
+            seconds = time.perf_counter() - begin
+        del kept
+        return {"forward": seconds}
+
+    def training() -> dict[str, float]:
+        begin = time.perf_counter()
+        outputs = _outputs(function(*inputs))
+        middle = time.perf_counter()
+        gradients = torch.autograd.grad(outputs, inputs, cotangents)
+        end = time.perf_counter()
+        del gradients
+        return {"recorded": middle - begin, "backward": end - middle, "both": end - begin}
+
+    return Side(results, (forward, training) if differentiable else (forward,))
 
 
-def _outputs(result: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
+def eager(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Side:
+    """The plain PyTorch peer."""
+    return torch_side(case.peer(size), case.peer_inputs(*inputs), cotangents, case.differentiable)
 
 
-def _seconds(call: Call) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def ours(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Side:
+    """The compiled operator."""
+    return torch_side(case.ours(size), inputs, cotangents, case.differentiable)
 
 
-def _compare(comparison: Comparison, ours: list[Tensor], peer: list[Tensor], tolerance: float) -> float:
-    """The largest relative difference (norms over each tensor) of corresponding tensors."""
-    differences = [
-        float(torch.linalg.vector_norm(a.double() - b.double()) / torch.linalg.vector_norm(b.double()))
-        for a, b in zip(ours, peer, strict=True)
-    ]
-    largest = max(differences)
-    if not largest <= tolerance:
-        raise DisagreementError(
-            f"{comparison.operator} and its peer ({comparison.peer_name}) differ by {largest:.1e}, "
-            f"more than {tolerance:.0e}"
-        )
-    return largest
+def measure(
+    case: Case,
+    size: Size,
+    dtypes: Sequence[torch.dtype],
+    seconds: float,
+    peers: Mapping[str, MakeSide] | None = None,
+) -> list[Row]:
+    """Compare all sides at a tiny shape and at this one, then time them in turn for about `seconds`.
+
+    Parameters stay float32, so a case without activations is measured in float32 alone. Raises
+    DisagreementError.
+    """
+    makers = {"ours": ours, **({"eager": eager} if peers is None else peers)}
+    samples: dict[Key, Sample] = {}
+    for dtype in dtypes:
+        if dtype == torch.float32 or any(case.activations):
+            compare(case, TINY, dtype, {"ours": ours}, torch.float64)
+            sides = compare(case, size, dtype, makers, torch.float32)
+            timed = {name: side.samples for name, side in sides.items()}
+            timed["floor"] = _floor(case, size, dtype)
+            for name, parts in timed.items():
+                samples.update({(_name(dtype), name, index): part for index, part in enumerate(parts)})
+    return _rows(case, interleave(samples, seconds))
+
+
+def compare(
+    case: Case, size: Size, dtype: torch.dtype, makers: Mapping[str, MakeSide], exact_dtype: torch.dtype
+) -> dict[str, Side]:
+    """The sides that exist, each found to lose at most twice what plain PyTorch loses and one rounding.
+
+    What is exact is the plain PyTorch peer in `exact_dtype` on the same rounded inputs, gradients included.
+    """
+    torch.manual_seed(_SEED)
+    inputs = tuple(x.detach() for x in case.draw(size, dtype))
+    with torch.no_grad():
+        cotangents = tuple(torch.randn_like(y) for y in _outputs(case.ours(size)(*inputs)))
+
+    def plain(as_dtype: torch.dtype | None) -> Sequence[Tensor | None]:
+        cast = [tuple(x if as_dtype is None else x.to(as_dtype) for x in t) for t in (inputs, cotangents)]
+        return eager(case, size, *cast).results()
+
+    exact = plain(exact_dtype)
+    naive = exact if dtype == exact_dtype else plain(None)
+    rounding = _ROUNDING[dtype, exact_dtype]
+    errors = [_error(n, e) for n, e in zip(naive, exact, strict=True)]
+    allowed = [_NAIVE_MULTIPLE * (error + rounding) for error in errors]
+    made = {name: maker(case, size, inputs, cotangents) for name, maker in makers.items()}
+    sides = {name: side for name, side in made.items() if side is not None}
+    for name, side in sides.items():
+        found = naive if name == "eager" else side.results()
+        for index, (result, e, limit) in enumerate(zip(found, exact, allowed, strict=True)):
+            error = _error(result, e)
+            if not error <= limit:
+                raise DisagreementError(
+                    f"{case.name} in {_name(dtype)}: result {index} of {name} is {error:.1e} from plain "
+                    f"PyTorch in {_name(exact_dtype)}, more than {limit:.0e}"
+                )
+    return sides
+
+
+def _floor(case: Case, size: Size, dtype: torch.dtype) -> tuple[Sample, ...]:
+    amounts = {"forward": case.floor.forward(size), "backward": case.floor.backward(size)}
+    if case.floor.unit == "copy":
+        return ceilings.copy(dtype, **amounts)
+    return (ceilings.gemm(torch.float32 if case.floor.unit == "gemm32" else dtype, **amounts),)
+
+
+def _rows(case: Case, taken: Mapping[Key, Mapping[str, list[float]]]) -> list[Row]:
+    times: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for (dtype, side, _), parts in taken.items():
+        times.setdefault(dtype, {}).setdefault(side, {}).update(parts)
+    rows: list[Row] = []
+    for dtype, sides in times.items():
+        floor = {direction: median(values) for direction, values in sides.pop("floor").items()}
+        floor["both"] = floor["forward"] + floor["backward"]
+        for direction in DIRECTIONS if case.differentiable else DIRECTIONS[:1]:
+            seconds = {side: median(parts[direction]) for side, parts in sides.items() if direction in parts}
+            runs = {side: len(parts[direction]) for side, parts in sides.items() if direction in parts}
+            mine = seconds.pop("ours")
+            rows.append(Row(case.name, dtype, direction, mine, floor[direction], seconds, runs))
+    return rows
+
+
+def _outputs(result: Tensor | Tensors) -> Tensors:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _error(result: Tensor | None, exact: Tensor | None) -> float:
+    """|result - exact| / |exact|, norms over the whole tensor; 0 where there is nothing to compare."""
+    if result is None or exact is None:
+        return 0.0
+    difference = torch.linalg.vector_norm(result.double() - exact.double())
+    return float(difference / torch.linalg.vector_norm(exact.double()))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -3,6 +3,9 @@
 Each takes the arguments of the operator of the same name, starts from no state and returns `y` alone;
 autograd supplies the backward. They are written to be clear and reasonably fast, not to be beaten: attention
 is torch's own fused one, norms are torch's own where torch has them.
+
+Activations of 16 bits come with float32 parameters. Where torch has a 16-bit function the parameters are
+rounded for it; FFT, running sums and RoPE are computed in float32, as one has to, and the result is rounded.
 """
 
 from __future__ import annotations
@@ -33,10 +36,11 @@ def cema_spectrum(p: Tensor, q: Tensor, gamma: Tensor, length: int) -> Tensor:
 
 def cema_from_spectrum(x: Tensor, spectrum: Tensor, omega: Tensor) -> Tensor:
     """CEMA by FFT with the kernel already transformed: `x (B, L, D)`, `spectrum (D, L + 1)`."""
-    length = x.shape[1]
+    length, dtype = x.shape[1], x.dtype
+    x = x.to(omega.dtype)
     transformed = torch.fft.rfft(x.transpose(1, 2), n=2 * length)
     convolved: Tensor = torch.fft.irfft(transformed * spectrum, n=2 * length)[..., :length]
-    return convolved.transpose(1, 2) + omega * x
+    return (convolved.transpose(1, 2) + omega * x).to(dtype)
 
 
 def cema(x: Tensor, p: Tensor, q: Tensor, gamma: Tensor, omega: Tensor) -> Tensor:
@@ -55,12 +59,12 @@ def ema(x: Tensor, p: Tensor, q: Tensor, gamma: Tensor, omega: Tensor) -> Tensor
 
 def timestep_norm(x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float = 1e-5) -> Tensor:
     """Cumulative group norm by running sums of the blocks' first and second moments."""
-    blocks = x.unflatten(-1, (num_groups, -1))
-    counts = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+    blocks = x.to(weight.dtype).unflatten(-1, (num_groups, -1))
+    counts = torch.arange(1, x.shape[1] + 1, dtype=weight.dtype)[:, None]
     mean = blocks.mean(-1).cumsum(1) / counts
     variance = blocks.square().mean(-1).cumsum(1) / counts - mean.square()
     normed: Tensor = (blocks - mean[..., None]) * torch.rsqrt(variance + eps)[..., None]
-    return normed.flatten(-2) * weight + bias
+    return (normed.flatten(-2) * weight + bias).to(x.dtype)
 
 
 def chunk_attention(q: Tensor, k: Tensor, v: Tensor, *, chunk_size: int, scale: float = 1.0) -> Tensor:
@@ -87,24 +91,25 @@ def normalized_attention(
     eps: float = 1e-5,
 ) -> Tensor:
     """RMS norm, affine maps to queries and keys, RoPE inside the chunk, then `chunk_attention`."""
-    normed = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
-    q = _rotated(normed * gamma[0] + beta[0], chunk_size, rope_base)
-    k = _rotated(normed * gamma[1] + beta[1], chunk_size, rope_base)
+    wide = z.to(gamma.dtype)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    q = _rotated(normed * gamma[0] + beta[0], chunk_size, rope_base).to(z.dtype)
+    k = _rotated(normed * gamma[1] + beta[1], chunk_size, rope_base).to(z.dtype)
     return chunk_attention(q, k, v, chunk_size=chunk_size)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    return F.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def add_layer_norm(
     branch: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
 ) -> Tensor:
-    return F.layer_norm(branch + residual, (residual.shape[-1],), weight, bias, eps)
+    return layer_norm(branch + residual, weight, bias, eps)
 
 
 def silu_mul(gate: Tensor, value: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ def silu_mul(gate: Tensor, value: Tensor) -> Tensor:
 
 
 def two_hop_residual(branch: Tensor, residual: Tensor, alpha: Tensor) -> Tensor:
-    return residual + alpha * branch
+    return residual + alpha.to(branch.dtype) * branch
 
 
 def _rotated(x: Tensor, chunk_size: int, base: float) -> Tensor:

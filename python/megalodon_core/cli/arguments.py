@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         command(
             "bench",
             "time every operator beside plain PyTorch",
-            "Time every operator beside a plain PyTorch implementation of the same formula.\n"
+            "Time every operator beside its floor and a plain PyTorch implementation of the same formula.\n"
             "A row is printed only after both have been found equal; times are medians of alternating runs.",
         )
     )
@@ -236,7 +236,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=2.0,
         metavar="S",
-        help="spent on each timing (default: %(default)s)",
+        help="spent on timing each operator (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
     _threads_argument(parser)

@@ -1,0 +1,51 @@
+"""What the machine can do, by torch's own fastest means: matrix products and copies.
+
+Floors are made of these, measured in the same rounds as what they are a floor of.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from megalodon_core.bench.timing import Sample, stopwatch
+
+GEMM = (4096, 1024, 2560)
+"""Rows, inner dimension and columns of the matrix product whose rate is called the GEMM rate."""
+
+GEMM_FLOPS = 2.0 * GEMM[0] * GEMM[1] * GEMM[2]
+
+
+def gemm(dtype: torch.dtype, **flops: float) -> Sample:
+    """The matrix product of the GEMM rate, its result in a new tensor as everywhere in a model.
+
+    Gives the seconds in which so many `flops` could be done at that rate, under their names.
+    """
+    rows, inner, columns = GEMM
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    product = stopwatch("gemm", torch.no_grad()(lambda: a @ b))
+
+    def sample() -> dict[str, float]:
+        seconds = product()["gemm"]
+        return {name: seconds * count / GEMM_FLOPS for name, count in flops.items()}
+
+    return sample
+
+
+def copy(dtype: torch.dtype, **elements: float) -> tuple[Sample, ...]:
+    """Moving so many elements, a sample each: half are read, half written to memory that exists already."""
+
+    def one(name: str, count: float) -> Sample:
+        source = torch.zeros(round(count / 2), dtype=dtype)
+        destination = torch.zeros_like(source)
+        return stopwatch(name, lambda: destination.copy_(source))
+
+    return tuple(one(name, count) for name, count in elements.items())
+
+
+def clone(dtype: torch.dtype, **elements: float) -> tuple[Sample, ...]:
+    """The same into memory allocated at each call, which is what an operator's output is."""
+
+    def one(name: str, count: float) -> Sample:
+        return stopwatch(name, torch.zeros(round(count / 2), dtype=dtype).clone)
+
+    return tuple(one(name, count) for name, count in elements.items())

@@ -1,0 +1,191 @@
+"""How an operator's time depends on length, threads and instruction set, and when there is little to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from statistics import median
+from typing import TypeVar
+
+import torch
+from megalodon_core import Megalodon, MegalodonConfig, runtime
+from megalodon_core.bench import ceilings, harness
+from megalodon_core.bench.operators import CASES, FULL, Case, Size
+from megalodon_core.bench.timing import Sample, interleave
+from torch import Tensor
+
+S = TypeVar("S", int, str)
+
+LENGTHS = (4096, 16384, 65536, 262144)
+STREAM_MARKS = tuple(2**n for n in range(16, 21))
+OWN = [case for case in CASES if not case.note]
+SEQUENCE = [case for case in OWN if case.operator not in ("cema_coefficients", "chunk_attention")]
+"""Operators over a length; chunk_attention, which is normalized_attention less its norm, is left out."""
+SMALL = Size(length=128, dim=64, ndim=16, groups=4, z_dim=16, value_dim=128, chunk_size=64)
+LEAST_WORK = Size(length=1, dim=16, ndim=1, groups=1, z_dim=2, value_dim=2, chunk_size=2)
+"""So little that a call's time is its overhead."""
+
+
+def samples_of(case: Case, size: Size, make: harness.MakeSide = harness.ours) -> tuple[Sample, ...]:
+    """Forward and training samples in float32; inputs repeat after 4096 tokens, cotangents are outputs."""
+    torch.manual_seed(0)
+    short = replace(size, length=min(size.length, 4096))
+    inputs = case.draw(short, torch.float32)
+    if size.length > short.length:
+        inputs = tuple(
+            torch.cat([x] * (size.length // short.length), dim=1) if activation else x
+            for x, activation in zip(inputs, case.activations, strict=False)
+        )
+    with torch.no_grad():
+        outputs = case.ours(size)(*inputs)
+    side = make(case, size, inputs, (outputs,) if isinstance(outputs, Tensor) else outputs)
+    assert side is not None
+    return side.samples
+
+
+def warm(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """The same samples, which have run once."""
+    for sample in samples:
+        sample()
+    return samples
+
+
+def lengths() -> dict[str, float]:
+    """`scaling.operator.<op>.<direction>.<L>`: seconds; `.growth`: of the time per token to the longest L.
+
+    `scaling.clone` is a clone of one activation tensor: how the machine's own memory behaves with length.
+    """
+    figures: dict[str, float] = {}
+    for case in SEQUENCE:
+        for length in LENGTHS:
+            parts: dict[str, list[float]] = {}
+            samples = samples_of(case, replace(FULL, length=length))
+            for sample in samples if length > LENGTHS[1] else warm(samples):
+                for part, times in _repeated(sample).items():
+                    parts.setdefault(part, []).extend(times)
+            for direction in ("forward", "both"):
+                figures[f"scaling.operator.{case.operator}.{direction}.{length}"] = median(parts[direction])
+        for direction in ("forward", "both"):
+            _growth(figures, f"scaling.operator.{case.operator}.{direction}", LENGTHS)
+    for length in LENGTHS:
+        (sample,) = ceilings.clone(torch.float32, clone=2 * length * FULL.dim)
+        figures[f"scaling.clone.{length}"] = median(_repeated(sample)["clone"])
+    _growth(figures, "scaling.clone", LENGTHS)
+    return figures
+
+
+def _repeated(sample: Sample) -> dict[str, list[float]]:
+    return interleave({"": sample}, 0.3, least=2, patience=0.5)[""]
+
+
+def _growth(figures: dict[str, float], name: str, positions: tuple[int, ...]) -> None:
+    first, last = positions[0], positions[-1]
+    figures[f"{name}.growth"] = (figures[f"{name}.{last}"] / last) / (figures[f"{name}.{first}"] / first)
+
+
+def stream() -> dict[str, float]:
+    """`scaling.stream.<L>`: seconds to L tokens, read 4096 at a time; `.growth`: of the time per token.
+
+    Two layers of width 192 in float32. The time per token at a mark is that of the 64K tokens before it.
+    """
+    config = MegalodonConfig(
+        num_layers=2,
+        model_dim=192,
+        z_dim=48,
+        value_dim=384,
+        ffn_hidden_dim=384,
+        norm_num_groups=12,
+        chunk_size=256,
+        vocab_size=256,
+    )
+    torch.manual_seed(0)
+    model, state = Megalodon(config), None
+    tokens = torch.randint(256, (1, 4096))
+    first = STREAM_MARKS[0]
+    ends: dict[int, float] = {0: 0.0}
+    with torch.no_grad():
+        model(tokens)
+        begin = time.perf_counter()
+        for end in range(4096, STREAM_MARKS[-1] + 1, 4096):
+            _, state = model(tokens, state)
+            ends[end] = time.perf_counter() - begin
+    figures = {f"scaling.stream.{mark}": ends[mark] for mark in STREAM_MARKS}
+    last = STREAM_MARKS[-1]
+    figures["scaling.stream.growth"] = (ends[last] - ends[last - first]) / ends[first]
+    return figures
+
+
+def threads() -> dict[str, float]:
+    """`threads.<op>.<direction>.<B>`: one thread's time over that of two; L is 4096 / B."""
+    figures: dict[str, float] = {}
+    for case in OWN:
+        if case.operator == "cema_coefficients":
+            continue
+        for batch, length in ((1, 4096), (8, 512)):
+            samples = warm(samples_of(case, replace(FULL, batch=batch, length=length)))
+            found = _settings(samples, (1, 2), torch.set_num_threads, 2)
+            for direction, times in found.items():
+                figures[f"threads.{case.operator}.{direction}.{batch}"] = times[1] / times[2]
+    return figures
+
+
+def instruction_sets() -> dict[str, float]:
+    """`isa.<op>.<direction>.<set>`: the set's time over the best set's, L = 2048."""
+    best = runtime.isa()
+    others = [name for name in runtime.available_isas() if name != best]
+    figures: dict[str, float] = {}
+    for case in OWN:
+        samples = warm(samples_of(case, replace(FULL, length=2048)))
+        found = _settings(samples, (*others, best), runtime.set_isa, best)
+        for direction, times in found.items():
+            for name in others:
+                figures[f"isa.{case.operator}.{direction}.{name}"] = times[name] / times[best]
+    return figures
+
+
+def _settings(
+    samples: tuple[Sample, ...], settings: Iterable[S], use: Callable[[S], object], usual: S
+) -> dict[str, dict[S, float]]:
+    """Median seconds of forward and backward under each setting, in turn: direction -> setting -> seconds."""
+
+    def under(setting: S, sample: Sample) -> Sample:
+        def run() -> dict[str, float]:
+            use(setting)
+            return sample()
+
+        return run
+
+    try:
+        taken = interleave(
+            {(s, i): under(s, sample) for s in settings for i, sample in enumerate(samples)}, 1.0, least=3
+        )
+    finally:
+        use(usual)
+    found: dict[str, dict[S, float]] = {"forward": {}, "backward": {}}
+    for (setting, _), parts in taken.items():
+        for direction, times in found.items():
+            if direction in parts:
+                times[setting] = median(parts[direction])
+    return found
+
+
+def little() -> dict[str, float]:
+    """`small.<op>.<part>`: eager PyTorch's time over ours; `overhead.<op>.<part>`: microseconds of a call."""
+    figures: dict[str, float] = {}
+    for case in OWN:
+        sides = {
+            "ours": warm(samples_of(case, SMALL)),
+            "eager": warm(samples_of(case, SMALL, harness.eager)),
+        }
+        labelled = {(name, i): s for name, samples in sides.items() for i, s in enumerate(samples)}
+        times: dict[str, dict[str, float]] = {"ours": {}, "eager": {}}
+        for (name, _), parts in interleave(labelled, 1.0, most=400).items():
+            times[name].update({part: median(values) for part, values in parts.items()})
+        for part in ("forward", "recorded", "both"):
+            figures[f"small.{case.operator}.{part}"] = times["eager"][part] / times["ours"][part]
+        for sample in warm(samples_of(case, LEAST_WORK)):
+            for part, values in interleave({"": sample}, 0.2, most=1000)[""].items():
+                if part in ("forward", "recorded"):
+                    figures[f"overhead.{case.operator}.{part}"] = median(values) * 1e6
+    return figures
