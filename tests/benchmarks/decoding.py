@@ -49,7 +49,7 @@ def decoding(model: Megalodon) -> Sample:
         nonlocal logits, state
         token: Tensor = logits[:, -1:].argmax(-1)
         begin = time.perf_counter()
-        logits, state = model(token, state)
+        logits, state = model(token, state, donate_state=True)
         return {"token": time.perf_counter() - begin}
 
     return sample

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from megalodon_core.bench.harness import DIRECTIONS, Row
-from megalodon_core.plots import short_count
+from megalodon_core.training.plots import short_count
 
 _COLORS = {"forward": "tab:blue", "backward": "tab:orange", "both": "tab:green"}
 

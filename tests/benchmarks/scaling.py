@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -52,20 +56,33 @@ def warm(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
 
 
 def lengths() -> dict[str, float]:
+    """`lengths_here` in a process whose allocator keeps freed memory, so that pages are not new at each call.
+
+    Linux takes far longer to hand out a page than an operator takes to write it, and glibc returns blocks
+    above 32 MB at once: without this one would time the kernel's page faults. `scaling.clone` shows what is
+    left of them.
+    """
+    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    command = [sys.executable, __file__, str(torch.get_num_threads())]
+    process = subprocess.run(
+        command, env={**os.environ, **keep}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    figures: dict[str, float] = json.loads(process.stdout)
+    return figures
+
+
+def lengths_here() -> dict[str, float]:
     """`scaling.operator.<op>.<direction>.<L>`: seconds; `.growth`: of the time per token to the longest L.
 
-    `scaling.clone` is a clone of one activation tensor: how the machine's own memory behaves with length.
+    Forward is timed inside forward + backward. `scaling.clone` is a clone of one activation tensor.
     """
     figures: dict[str, float] = {}
     for case in SEQUENCE:
         for length in LENGTHS:
-            parts: dict[str, list[float]] = {}
-            samples = samples_of(case, replace(FULL, length=length))
-            for sample in samples if length > LENGTHS[1] else warm(samples):
-                for part, times in _repeated(sample).items():
-                    parts.setdefault(part, []).extend(times)
-            for direction in ("forward", "both"):
-                figures[f"scaling.operator.{case.operator}.{direction}.{length}"] = median(parts[direction])
+            training = samples_of(case, replace(FULL, length=length))[-1]
+            parts = _repeated(training)
+            for direction, part in (("forward", "recorded"), ("both", "both")):
+                figures[f"scaling.operator.{case.operator}.{direction}.{length}"] = median(parts[part])
         for direction in ("forward", "both"):
             _growth(figures, f"scaling.operator.{case.operator}.{direction}", LENGTHS)
     for length in LENGTHS:
@@ -76,7 +93,8 @@ def lengths() -> dict[str, float]:
 
 
 def _repeated(sample: Sample) -> dict[str, list[float]]:
-    return interleave({"": sample}, 0.3, least=2, patience=0.5)[""]
+    warm((sample,))
+    return interleave({"": sample}, 0.5, least=3, patience=4.0)[""]
 
 
 def _growth(figures: dict[str, float], name: str, positions: tuple[int, ...]) -> None:
@@ -189,3 +207,8 @@ def little() -> dict[str, float]:
                 if part in ("forward", "recorded"):
                     figures[f"overhead.{case.operator}.{part}"] = median(values) * 1e6
     return figures
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[1]))
+    print(json.dumps(lengths_here()))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import models
 import scaling
-from megalodon_core.plots import short_count
+from megalodon_core.training.plots import short_count
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
