@@ -112,7 +112,7 @@ def main() -> None:
         console.print(report.table(rows, FULL))
         console.print(report.EXPLANATION)
         for line in absent:
-            console.print(line)
+            console.print(line, markup=False)
     for name in arguments.sections:
         if name in SECTIONS:
             print(f"{name} at {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
