@@ -1,6 +1,6 @@
 // Walks tokens whose channels fall into groups of equal size, vector by vector, and sums over groups.
 //
-// Rows hold a range of whole groups and are followed by at least one spare vector: where a group does not end
+// Rows hold all groups of a token and are followed by at least one spare vector: where a group does not end
 // with a vector, its last vector reaches into the next group or the spare lanes. Walking upwards, what it
 // writes there is overwritten by its owner, and sums leave those lanes out.
 #pragma once
@@ -11,15 +11,13 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// Groups [first, first + count) of `size` channels each.
-struct GroupRange {
-  std::int64_t first;
+// `count` groups of `size` channels each.
+struct Groups {
   std::int64_t count;
   std::int64_t size;
 
-  std::int64_t channel() const { return first * size; }
   std::int64_t width() const { return count * size; }
-  // Whether no vector of the range reaches beyond what it belongs to.
+  // Whether no vector of a row reaches beyond what it belongs to.
   bool in_whole_vectors(int lanes) const { return (size == 1 ? count : size) % lanes == 0; }
 };
 
@@ -79,14 +77,14 @@ struct KeepFirst {
 // gives the channels their group's value. Functions are taken by value: what they hold stays in registers,
 // where the memory they write to cannot be taken to change it.
 template <int kVectors, class A, class P, class F>
-inline void for_groups(const GroupRange range, const P prepare, const F f) {
+inline void for_groups(const Groups groups, const P prepare, const F f) {
   constexpr int lanes = kLanes<A>;
   if constexpr (kVectors == kOneChannel) {
-    for (std::int64_t c = 0; c < range.count; c += lanes) f(c, prepare(GroupPerLane<A>{c}));
+    for (std::int64_t c = 0; c < groups.count; c += lanes) f(c, prepare(GroupPerLane<A>{c}));
   } else {
-    const std::int64_t size = kVectors > 0 ? kVectors * lanes : range.size;
+    const std::int64_t size = kVectors > 0 ? kVectors * lanes : groups.size;
     std::int64_t channel = 0;
-    for (std::int64_t g = 0; g < range.count; ++g, channel += size) {
+    for (std::int64_t g = 0; g < groups.count; ++g, channel += size) {
       const auto p = prepare(OneGroup<A>{g});
       for (std::int64_t c = 0; c < size; c += lanes) f(channel + c, p);
     }
@@ -122,29 +120,29 @@ inline Vec<A> sum_each(Vec<A> (&vectors)[kLanes<A>]) {
 template <int kVectors, class A>
 class GroupSums {
  public:
-  GroupSums(const GroupRange& range, A* first, A* second)
-      : range_(range), keep_tail_(range.size % kLanes<A>), first_(first), second_(second) {}
+  GroupSums(const Groups& groups, A* first, A* second)
+      : groups_(groups), keep_tail_(groups.size % kLanes<A>), first_(first), second_(second) {}
 
   // The next token. prepare is as for for_groups, and add(channel, p, keep, a, b) adds a vector's share to a
   // and b.
   template <class P, class F>
   void add_token(const P prepare, const F add) {
     constexpr int lanes = kLanes<A>;
-    const GroupRange range = range_;
+    const Groups groups = groups_;
     if constexpr (kVectors == kOneChannel) {
-      for (std::int64_t c = 0; c < range.count; c += lanes) {
+      for (std::int64_t c = 0; c < groups.count; c += lanes) {
         Vec<A> a = {}, b = {};
         add(c, prepare(GroupPerLane<A>{c}), KeepAll<A>{}, a, b);
         store(first_ + c, a);
         store(second_ + c, b);
       }
-      first_ += range.count;
-      second_ += range.count;
+      first_ += groups.count;
+      second_ += groups.count;
     } else {
-      const std::int64_t size = kVectors > 0 ? kVectors * lanes : range.size;
+      const std::int64_t size = kVectors > 0 ? kVectors * lanes : groups.size;
       const std::int64_t whole = size / lanes * lanes;
       std::int64_t channel = 0;
-      for (std::int64_t g = 0; g < range.count; ++g, channel += size) {
+      for (std::int64_t g = 0; g < groups.count; ++g, channel += size) {
         const auto p = prepare(OneGroup<A>{g});
         Vec<A> a = {}, b = {};
         for (std::int64_t c = 0; c < whole; c += lanes) add(channel + c, p, KeepAll<A>{}, a, b);
@@ -167,7 +165,7 @@ class GroupSums {
   }
 
  private:
-  const GroupRange range_;
+  const Groups groups_;
   const KeepFirst<A> keep_tail_;
   A *first_, *second_;
   Vec<A> a_[kLanes<A>] = {}, b_[kLanes<A>] = {};

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <omp.h>
+#include <sched.h>
 
 #include "cpu/kernels/simd.h"
 #include "cpu/scratch.h"
@@ -43,6 +44,26 @@ inline int useful_threads(int threads, std::int64_t operations) {
   return threads;
 }
 
+// f(part, i) for i in [0, count), i being of part i % parts, for work where f(i) waits for what an earlier f(j)
+// hands it: a thread takes whole parts, and what it has in ascending order, so that whoever is waited for is
+// at work whatever number of threads there is. f must not throw.
+template <class F>
+inline void parallel_in_order(std::int64_t count, int parts, const F& f) {
+  if (parts <= 1 || count <= 1 || omp_in_parallel()) {
+    for (std::int64_t i = 0; i < count; ++i) f(i % parts, i);
+    return;
+  }
+#pragma omp parallel num_threads(parts)
+  {
+    const int team = omp_get_num_threads();
+    team_index = omp_get_thread_num();
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (i % parts % team == team_index) f(i % parts, i);
+    }
+    team_index = 0;
+  }
+}
+
 // f(begin, end) over [0, count) in `parts` contiguous ranges of near-equal size.
 template <class F>
 inline void parallel_ranges(std::int64_t count, int parts, const F& f) {
@@ -71,6 +92,24 @@ class Scratch {
 
   T* data_;
   std::int64_t size_;
+};
+
+// Which of `count` items are ready, for items that one thread hands to another.
+class Relay {
+ public:
+  explicit Relay(std::int64_t count) : ready_(count) { ready_.zero(); }
+
+  void hand_over(std::int64_t i) const { __atomic_store_n(ready_.data() + i, 1, __ATOMIC_RELEASE); }
+  void wait_for(std::int64_t i) const {
+    for (int spins = 0; __atomic_load_n(ready_.data() + i, __ATOMIC_ACQUIRE) == 0; ++spins) {
+      if (spins >= kMostSpins) sched_yield();
+    }
+  }
+
+ private:
+  static constexpr int kMostSpins = 1 << 12;
+
+  Scratch<int> ready_;
 };
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,8 +1,7 @@
 // Timestep normalization: group norm with cumulative statistics over time.
 //
-// A task owns a range of groups and walks its sequences tile by tile: a tile of x is read once, summed per
-// token and group, the running statistics advance over its tokens in double, and the tile is normalized while
-// it is in cache.
+// Threads take the blocks of a sequence in turn. A block of x is read once, summed per token and group, and
+// normalized while it is in cache, as soon as the statistics before it have come from the block before.
 #pragma once
 
 #include "cpu/kernels/timestep_norm_backward.h"
@@ -10,103 +9,112 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// What a task needs, rows ending in a spare vector.
-template <class A>
+// What a thread needs, rows ending in a spare vector.
+template <class T, class A = Acc<T>>
 struct TimestepForwardSpace {
-  TimestepStatistics<A> statistics;
-  InputRows<A> x;
-  A *weight, *bias;
-  A* row;  // of y, where it needs conversion
+  BlockStatistics<A> statistics;
+  InputRows<T> x;
+  T* y;  // a row
 
-  TimestepForwardSpace(Arena<A>& arena, const TimestepNormPlan& plan)
-      : statistics(arena, plan, plan.tile_tokens) {
-    x.pitch = plan.pitch;
-    x.buffer = arena.take(plan.tile_tokens * plan.pitch);
-    for (A** array : {&weight, &bias, &row}) *array = arena.take(plan.pitch);
+  TimestepForwardSpace(Arena<A>& arena, const Groups& groups, std::int64_t tokens)
+      : statistics(arena, groups.count, tokens) {
+    const RowSpace<T> rows(arena, groups);
+    x = rows.input(tokens);
+    y = rows.output();
   }
 };
 
 template <class A>
-inline void write_state(const TimestepNormForward& op, const Sequence& sequence, std::int64_t s,
-                        const GroupRange& range, const TimestepStatistics<A>& statistics) {
-  const std::int64_t first = s * op.num_groups + range.first;
-  const bool given = op.initial_count.defined();
-  A *mean = op.mean.as<A>() + first, *var = op.var.as<A>() + first;
-  for (std::int64_t g = 0; g < range.count; ++g) {
-    if (sequence.length > 0) {
-      mean[g] = static_cast<A>(statistics.mean[g]);
-      var[g] = static_cast<A>(statistics.squares[g] / statistics.count);
-    } else {
-      mean[g] = given ? op.initial_mean.as<const A>()[first + g] : A(0);
-      var[g] = given ? op.initial_var.as<const A>()[first + g] : A(1);
-    }
+inline void write_state(const TimestepNormForward& op, std::int64_t sequence, double count,
+                        const Moments& moments) {
+  const std::int64_t first = sequence * op.num_groups;
+  for (std::int64_t g = 0; g < op.num_groups; ++g) {
+    op.mean.as<A>()[first + g] = static_cast<A>(moments.mean[g]);
+    op.var.as<A>()[first + g] = static_cast<A>(moments.squares[g] / count);
   }
 }
 
-template <int kVectors, class A>
-inline void normalize_sequence(const TimestepNormForward& op, const Sequence& sequence,
-                               const GroupRange& range, const TimestepNormPlan& plan,
-                               TimestepForwardSpace<A>& space) {
-  for (std::int64_t first = 0; first < sequence.length; first += plan.tile_tokens) {
-    const std::int64_t next = first + plan.tile_tokens;
-    const std::int64_t tokens = clamp(sequence.length - first, 0, plan.tile_tokens);
-    space.x.read(op.x, sequence, first, tokens, next, range);
-    advance<kVectors>(range, op.eps, space.x, tokens, 0, space.statistics);
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      write_token(op.y, sequence, first + t, range, space.row, plan.pitch, [&](A* y) {
+// The state of a sequence without tokens.
+template <class A>
+inline void keep_state(const TimestepNormForward& op, std::int64_t sequence) {
+  const bool given = op.initial_count.defined();
+  for (std::int64_t i = sequence * op.num_groups; i < (sequence + 1) * op.num_groups; ++i) {
+    op.mean.as<A>()[i] = given ? op.initial_mean.as<const A>()[i] : A(0);
+    op.var.as<A>()[i] = given ? op.initial_var.as<const A>()[i] : A(1);
+  }
+}
+
+template <int kVectors, class T>
+inline void timestep_norm_forward_as(const TimestepNormForward& op, const SequenceSpan& sequences,
+                                     int threads) {
+  using A = Acc<T>;
+  const Groups groups{op.num_groups, op.x.size(2) / op.num_groups};
+  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups, 2), threads);
+  const NormParameters<A> parameters(op, groups);
+  const Workspaces<TimestepForwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
+  const GroupPairs before(blocks.count(), groups.count);
+  const Relay relay(blocks.count());
+  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
+    const TokenBlock& block = blocks[i];
+    const Sequence& sequence = sequences.data[block.sequence];
+    TimestepForwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
+    const BlockStatistics<A>& statistics = space.statistics;
+    const double count = count_before(op, block), added = static_cast<double>(block.tokens);
+    space.x.read(op.x, sequence, block.first, block.tokens, groups);
+    measure_tokens<kVectors>(groups, space.x, block.tokens, statistics);
+    if (!block.last) join_tokens(groups.count, block.tokens, statistics);
+    if (block.first == 0) {
+      start<A>(op, block.sequence, before[i]);
+    } else {
+      relay.wait_for(i);
+    }
+    if (!block.last) {
+      join_moments(groups.count, count, before[i], added, statistics.own, before[i + 1]);
+      relay.hand_over(i + 1);
+    }
+    advance(groups.count, op.eps, block.tokens, count, before[i], statistics);
+    if (block.last) write_state<A>(op, block.sequence, count + added, statistics.running);
+    for (std::int64_t t = 0; t < block.tokens; ++t) {
+      write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
         for_groups<kVectors, A>(
-            range, normalizer_of(space.statistics, range, t),
-            [y, ahead = Ahead(op.y, sequence, next + t, range), x = space.x.row[t], weight = space.weight,
-             bias = space.bias](std::int64_t c, const Normalizer<A>& normalize) {
-              ahead.prefetch(c);
+            groups, normalizer_of(statistics, groups.count, t),
+            [y, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias](
+                std::int64_t c, const Normalizer<A>& normalize) {
               store(y + c, normalize(load(x + c)) * load(weight + c) + load(bias + c));
             });
       });
     }
-  }
-}
-
-template <int kVectors, class A>
-inline void timestep_norm_forward_as(const TimestepNormForward& op, const SequenceSpan& sequences,
-                                     int threads) {
-  const TimestepNormPlan plan = timestep_norm_plan<A>(op, sequences, 1, threads);
-  const Workspaces<TimestepForwardSpace<A>, A> spaces(plan.tasks(), plan);
-  parallel_for(plan.tasks(), threads, [&](std::int64_t task) {
-    const GroupRange range = plan.range(task);
-    TimestepForwardSpace<A> space = spaces.at(task, plan);
-    copy_parameter(op.weight, range, A(1), space.weight);
-    copy_parameter(op.bias, range, A(0), space.bias);
-    plan.for_sequences(task, sequences.count, [&](std::int64_t s) {
-      space.statistics.start(op, s, range);
-      normalize_sequence<kVectors>(op, sequences.data[s], range, plan, space);
-      write_state(op, sequences.data[s], s, range, space.statistics);
-    });
   });
   for (std::int64_t s = 0; s < sequences.count; ++s) {
-    const std::int64_t before = op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;
-    op.count.as<std::int64_t>()[s] = before + sequences.data[s].length;
+    const std::int64_t initial = op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;
+    op.count.as<std::int64_t>()[s] = initial + sequences.data[s].length;
+    if (sequences.data[s].length == 0) keep_state<A>(op, s);
   }
   zero_padding(op.y, sequences, threads);
 }
 
-inline void timestep_norm_forward(const TimestepNormForward& op, const SequenceSpan& sequences, int threads) {
+// f(groups' vectors, null pointer of the storage type), as what is compiled for them takes them.
+template <class F>
+inline void with_timestep_types(const TimestepNorm& op, const F& f) {
   record_isa(kIsa);
-  with_accumulator(op.x.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
-    with_group_vectors<A>(op.x.size(2) / op.num_groups, [&](auto vectors) {
-      timestep_norm_forward_as<decltype(vectors)::value, A>(op, sequences, threads);
-    });
+  with_storage(op.x.dtype, [&](auto* tag) {
+    with_group_vectors<Acc<std::remove_pointer_t<decltype(tag)>>>(
+        op.x.size(2) / op.num_groups, [&](auto vectors) { f(vectors, tag); });
+  });
+}
+
+inline void timestep_norm_forward(const TimestepNormForward& op, const SequenceSpan& sequences, int threads) {
+  with_timestep_types(op, [&](auto vectors, auto* tag) {
+    timestep_norm_forward_as<decltype(vectors)::value, std::remove_pointer_t<decltype(tag)>>(op, sequences,
+                                                                                            threads);
   });
 }
 
 inline void timestep_norm_backward(const TimestepNormBackward& op, const SequenceSpan& sequences,
                                    int threads) {
-  record_isa(kIsa);
-  with_accumulator(op.x.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
-    with_group_vectors<A>(op.x.size(2) / op.num_groups, [&](auto vectors) {
-      timestep_norm_backward_as<decltype(vectors)::value, A>(op, sequences, threads);
-    });
+  with_timestep_types(op, [&](auto vectors, auto* tag) {
+    timestep_norm_backward_as<decltype(vectors)::value, std::remove_pointer_t<decltype(tag)>>(op, sequences,
+                                                                                             threads);
   });
 }
 

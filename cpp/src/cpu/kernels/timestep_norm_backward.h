@@ -1,9 +1,18 @@
 // Gradients of timestep normalization.
 //
-// A sequence is walked forward for the statistics of its tokens, then backward, tile by tile, pulling the
-// gradients of the running mean and variance along. Four numbers are kept per token and group; where groups
-// are so small that this is no longer little beside x itself, they are kept for one segment of the sequence
-// at a time, from the running statistics before it.
+// The running mean and variance are averages over all earlier tokens, so that with S the size of a group,
+// n the count at a token, r = rsqrt(var + eps), g = dy weight and z = (x - mean) r:
+//
+//   dx_t = r_t g_t + (P_t + (x_t - c) W_t) / S
+//   W_t = sum_{s >= t} 2 dvar_s / n_s                             dvar_s  = -r_s^2 sum(g_s z_s) / 2
+//   P_t = sum_{s >= t} (dmean_s - 2 (mean_s - c) dvar_s) / n_s    dmean_s = -r_s sum(g_s)
+//
+// and for the initial ones, n_0 (P_1 + (mean_0 - c) W_1) and n_0 W_1 / 2; the gradients of the last ones join
+// dmean and dvar of the last token. Any c gives the same dx. It is the mean after a token's block, so that
+// little cancels.
+//
+// The blocks' own statistics come first. Then threads take the blocks in turn, from the last to the first:
+// the sums over later blocks arrive from the block after.
 #pragma once
 
 #include "cpu/kernels/column_sums.h"
@@ -11,41 +20,31 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// Tokens of a segment, a multiple of a tile's.
-template <class A>
-inline std::int64_t segment_tokens(const TimestepNormPlan& plan, const SequenceSpan& sequences) {
-  constexpr std::int64_t kSmallGroup = 16, kSegmentBytes = 256 << 10;
-  const std::int64_t tiles = sequences.longest / plan.tile_tokens + 1;
-  const std::int64_t tile_bytes = plan.tile_tokens * plan.widest() * 4 * static_cast<std::int64_t>(sizeof(A));
-  const std::int64_t fitting = plan.group_size < kSmallGroup ? kSegmentBytes / tile_bytes : tiles;
-  return plan.tile_tokens * clamp(fitting, 1, tiles);
-}
+// P and W of every group.
+struct LaterSums {
+  double *p, *w;
+};
 
-// What a task needs, rows ending in a spare vector.
-template <class A>
+// What a thread needs, rows ending in a spare vector.
+template <class T, class A = Acc<T>>
 struct TimestepBackwardSpace {
-  TimestepStatistics<A> statistics;
-  double *before_mean, *before_squares;  // (segments, groups): the running statistics before each segment
-  InputRows<A> x, dy;
-  A* weight;
-  A* row;  // of dx, where it needs conversion
-  double *dmean, *dvar;
+  BlockStatistics<A> statistics;
+  LaterSums later;   // (tokens, groups), over the block's tokens
+  A *slope, *offset;  // (tokens, groups): dx = r g + slope (x - center) + offset
+  InputRows<T> x, dy;
+  T* dx;  // a row
 
-  TimestepBackwardSpace(Arena<A>& arena, const TimestepNormPlan& plan, std::int64_t segment,
-                        std::int64_t segments)
-      : statistics(arena, plan, segment) {
-    for (double** array : {&before_mean, &before_squares})
-      *array = take_doubles(arena, segments * plan.widest());
-    for (double** array : {&dmean, &dvar}) *array = take_doubles(arena, plan.widest());
-    for (InputRows<A>* rows : {&x, &dy}) {
-      rows->pitch = plan.pitch;
-      rows->buffer = arena.take(plan.tile_tokens * plan.pitch);
-    }
-    for (A** array : {&weight, &row}) *array = arena.take(plan.pitch);
+  TimestepBackwardSpace(Arena<A>& arena, const Groups& groups, std::int64_t tokens)
+      : statistics(arena, groups.count, tokens) {
+    for (double** array : {&later.p, &later.w}) *array = take_doubles(arena, tokens * groups.count);
+    for (A** array : {&slope, &offset}) *array = arena.take(tokens * groups.count + kLanes<A>);
+    const RowSpace<T> rows(arena, groups);
+    for (InputRows<T>* input : {&x, &dy}) *input = rows.input(tokens);
+    dx = rows.output();
   }
 };
 
-// dx of one token: scale g + slope (x - center) + offset, with g = dy weight.
+// dx of one token.
 template <class A>
 struct TokenGradient {
   Vec<A> center, scale, slope, offset;
@@ -53,120 +52,110 @@ struct TokenGradient {
   Vec<A> operator()(Vec<A> x, Vec<A> g) const { return g * scale + ((x - center) * slope + offset); }
 };
 
-// One task at one sequence.
-template <int kVectors, class A>
-struct TimestepNormGradient {
+// One block.
+template <int kVectors, class T, class A = Acc<T>>
+struct TimestepBlockGradient {
   const TimestepNormBackward& op;
-  const TimestepNormPlan& plan;
+  const Groups groups;
+  const TokenBlock& block;
   const Sequence& sequence;
-  const GroupRange range;
-  TimestepBackwardSpace<A>& space;
-  const std::int64_t task;
-  const ColumnSums<A>&weight_sums, &bias_sums;
-  const double initial_count;
+  const double count;       // before the block
+  const double* reference;  // c of every group
+  const TimestepBackwardSpace<T>& space;
 
-  std::int64_t tokens_of_tile(std::int64_t first) const {
-    return clamp(sequence.length - first, 0, plan.tile_tokens);
-  }
-
-  // Advances over the segment that begins at `begin`, keeping its tokens' statistics.
-  void walk_forward(std::int64_t begin, std::int64_t end) const {
-    space.statistics.count = initial_count + static_cast<double>(begin);
-    for (std::int64_t first = begin; first < end; first += plan.tile_tokens) {
-      const std::int64_t tokens = tokens_of_tile(first);
-      space.x.read(op.x, sequence, first, tokens, first + plan.tile_tokens, range);
-      advance<kVectors>(range, op.eps, space.x, tokens, first - begin, space.statistics);
-    }
-  }
-
-  // From the last tile of the segment to its first.
-  void walk_backward(std::int64_t begin, std::int64_t end) const {
-    const std::int64_t tiles = (end - begin + plan.tile_tokens - 1) / plan.tile_tokens;
-    for (std::int64_t first = begin + (tiles - 1) * plan.tile_tokens; first >= begin;
-         first -= plan.tile_tokens) {
-      const std::int64_t tokens = tokens_of_tile(first), next = first - plan.tile_tokens;
-      space.x.read(op.x, sequence, first, tokens, next, range);
-      space.dy.read(op.dy, sequence, first, tokens, next, range);
-      sum_gradients(tokens, first - begin);
-      pull_back(tokens, first - begin, initial_count + static_cast<double>(first));
-      write_gradients(first, tokens, first - begin);
-      weight_sums.rows_added(task, tokens);
-      bias_sums.rows_added(task, tokens);
-    }
-  }
-
-  // sum(g) and sum(g n) of every token and group, n = (x - mean) r being the normalized x, and the
+  // sum(g) and sum(g z) of every token and group, in the places of first_sum and second_sum; and the
   // parameters'.
-  void sum_gradients(std::int64_t tokens, std::int64_t at) const {
-    GroupSums<kVectors, A> sums(range, space.statistics.first_sum, space.statistics.second_sum);
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      sums.add_token(normalizer_of(space.statistics, range, at + t),
-                     [weight = space.weight, dweight = weight_sums.block(task), dbias = bias_sums.block(task),
-                      x = space.x.row[t], dy = space.dy.row[t], x_ahead = space.x.ahead[t],
-                      dy_ahead = space.dy.ahead[t]](std::int64_t c, const Normalizer<A>& normalize, auto keep,
-                                                    Vec<A>& sum, Vec<A>& product) {
-                       x_ahead.prefetch(c);
-                       dy_ahead.prefetch(c);
-                       const Vec<A> n = normalize(load(x + c)), d = keep(load(dy + c));
+  void sum_gradients(const A* all_weights, A* dweight_sums, A* dbias_sums) const {
+    const BlockStatistics<A>& statistics = space.statistics;
+    GroupSums<kVectors, A> sums(groups, statistics.first_sum, statistics.second_sum);
+    for (std::int64_t t = 0; t < block.tokens; ++t) {
+      sums.add_token(normalizer_of(statistics, groups.count, t),
+                     [weight = all_weights, dweight = dweight_sums, dbias = dbias_sums, x = space.x.row[t],
+                      dy = space.dy.row[t]](std::int64_t c, const Normalizer<A>& normalize, auto keep,
+                                            Vec<A>& sum, Vec<A>& product) {
+                       const Vec<A> z = normalize(load(x + c)), d = keep(load(dy + c));
                        const Vec<A> g = keep(d * load(weight + c));
-                       store(dweight + c, load(dweight + c) + keep(d * n));
+                       store(dweight + c, load(dweight + c) + keep(d * z));
                        store(dbias + c, load(dbias + c) + d);
                        sum += g;
-                       product += keep(g * n);
+                       product += keep(g * z);
                      });
     }
     sums.finish();
   }
 
-  // Pulls M and V, the gradients of the running mean and variance after a tile, back to before it. Including
-  // what they get through the token's own y, with S the size of a group and k = 1 / count:
-  //
-  //   M += -r sum(g)        V += -r^2 / 2 sum(g n)                      use by y = n weight + bias
-  //   dm = k M + C          dv = k V          C = 2 k (1 - k) delta V   mean and variance of the token
-  //   M <- (1 - k) M - C    V <- (1 - k) V                              for the token before
-  //   dx = r g + dm / S + 2 dv (x - m) / S,   x - m = n / r - (1 - k) delta
-  //
-  // Leaves offset and slope of dx in first_sum and second_sum, which were sum(g) and sum(g n).
-  void pull_back(std::int64_t tokens, std::int64_t at, double count) const {
-    const std::int64_t groups = range.count;
-    const double inverse_size = 1.0 / static_cast<double>(range.size);
-    double *dmean = space.dmean, *dvar = space.dvar;
-    for (std::int64_t t = tokens - 1; t >= 0; --t) {
-      const double k = 1 / (count + static_cast<double>(t + 1)), rest = 1 - k;
-      const A* scale = space.statistics.scale + (at + t) * groups;
-      const A* shift = space.statistics.shift + (at + t) * groups;
-      const A* delta = space.statistics.delta + (at + t) * groups;
-      A* first = space.statistics.first_sum + t * groups;
-      A* second = space.statistics.second_sum + t * groups;
+  // P and W over the block's tokens from each on, without what comes after the block.
+  void sum_later() const {
+    const BlockStatistics<A>& statistics = space.statistics;
+    const std::int64_t width = groups.count;
+    const double* c = reference;
+    for (std::int64_t t = block.tokens - 1; t >= 0; --t) {
+      const double k = 1 / (count + static_cast<double>(t + 1));
+      const bool first = t == block.tokens - 1;
+      double *p = space.later.p + t * width, *w = space.later.w + t * width;
+      const double *mean = statistics.mean + t * width;
+      const A *scale = statistics.scale + t * width, *sum = statistics.first_sum + t * width;
+      const A* product = statistics.second_sum + t * width;
 #pragma omp simd
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const double r = scale[g], d = delta[g];
-        const double m = dmean[g] - r * first[g];
-        const double v = dvar[g] - 0.5 * r * r * second[g];
-        const double coupling = 2 * k * rest * d * v;
-        const double slope = 2 * k * v * inverse_size;
-        dmean[g] = rest * m - coupling;
-        dvar[g] = rest * v;
-        first[g] = static_cast<A>((k * m + coupling) * inverse_size - slope * rest * d) +
-                   static_cast<A>(slope) * shift[g] / scale[g];
-        second[g] = static_cast<A>(slope);
+      for (std::int64_t g = 0; g < width; ++g) {
+        const double r = static_cast<double>(scale[g]) * k;
+        const double b = static_cast<double>(scale[g]) * r * static_cast<double>(product[g]);
+        w[g] = (first ? 0 : w[g + width]) - b;
+        p[g] = (first ? 0 : p[g + width]) + ((mean[g] - c[g]) * b - r * static_cast<double>(sum[g]));
       }
     }
   }
 
-  void write_gradients(std::int64_t first, std::int64_t tokens, std::int64_t at) const {
-    const TimestepStatistics<A>& statistics = space.statistics;
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const A* center = statistics.center + (at + t) * range.count;
-      const A* scale = statistics.scale + (at + t) * range.count;
-      const A* slope = statistics.second_sum + t * range.count;
-      const A* offset = statistics.first_sum + t * range.count;
-      write_token(op.dx, sequence, first + t, range, space.row, plan.pitch, [&](A* dx) {
+  // The gradients of the last mean and variance, as sums over what comes after the last block.
+  void start_later(const LaterSums& after) const {
+    const double n = count + static_cast<double>(block.tokens);
+    for (std::int64_t g = 0; g < groups.count; ++g) {
+      const std::int64_t i = block.sequence * groups.count + g;
+      const double dmean = op.dmean.defined() ? op.dmean.as<const A>()[i] : 0;
+      const double dvar = op.dvar.defined() ? op.dvar.as<const A>()[i] : 0;
+      after.w[g] = 2 * dvar / n;
+      after.p[g] = (dmean - 2 * (space.statistics.running.mean[g] - reference[g]) * dvar) / n;
+    }
+  }
+
+  // What the block before, with c from its own end, is handed.
+  void add_later(const LaterSums& after, const Moments& end, const LaterSums& before) const {
+    for (std::int64_t g = 0; g < groups.count; ++g) {
+      before.w[g] = after.w[g] + space.later.w[g];
+      before.p[g] = after.p[g] + space.later.p[g] + (end.mean[g] - reference[g]) * before.w[g];
+    }
+  }
+
+  // The gradients of the initial statistics, for the first block.
+  void write_initial_gradients(const Moments& initial, const LaterSums& after) const {
+    if (!op.dinitial_mean.defined()) return;
+    for (std::int64_t g = 0; g < groups.count; ++g) {
+      const std::int64_t i = block.sequence * groups.count + g;
+      const double w = after.w[g] + space.later.w[g], p = after.p[g] + space.later.p[g];
+      op.dinitial_mean.as<A>()[i] = static_cast<A>(count * (p + (initial.mean[g] - reference[g]) * w));
+      op.dinitial_var.as<A>()[i] = static_cast<A>(count * w / 2);
+    }
+  }
+
+  void write_gradients(const A* all_weights, const LaterSums& after) const {
+    const BlockStatistics<A>& statistics = space.statistics;
+    const double inverse_size = 1.0 / static_cast<double>(groups.size);
+    for (std::int64_t t = 0; t < block.tokens; ++t) {
+      const std::int64_t at = t * groups.count;
+      const A *center = statistics.center + at, *scale = statistics.scale + at;
+      A *slope = space.slope + at, *offset = space.offset + at;
+      const double *p = space.later.p + at, *w = space.later.w + at;
+#pragma omp simd
+      for (std::int64_t g = 0; g < groups.count; ++g) {
+        const double s = w[g] + after.w[g];
+        slope[g] = static_cast<A>(s * inverse_size);
+        offset[g] = static_cast<A>(((p[g] + after.p[g]) + (static_cast<double>(center[g]) - reference[g]) * s) * inverse_size);
+      }
+      write_token(op.dx, sequence, block.first + t, groups, space.dx, [&](T* dx) {
         for_groups<kVectors, A>(
-            range, [=](auto of) { return TokenGradient<A>{of(center), of(scale), of(slope), of(offset)}; },
-            [dx, ahead = Ahead(op.dx, sequence, first + t - plan.tile_tokens, range), weight = space.weight,
-             x = space.x.row[t], dy = space.dy.row[t]](std::int64_t c, const TokenGradient<A>& gradient) {
-              ahead.prefetch(c);
+            groups, [=](auto of) { return TokenGradient<A>{of(center), of(scale), of(slope), of(offset)}; },
+            [dx, weight = all_weights, x = space.x.row[t],
+             dy = space.dy.row[t]](std::int64_t c, const TokenGradient<A>& gradient) {
               store(dx + c, gradient(load(x + c), load(dy + c) * load(weight + c)));
             });
       });
@@ -174,67 +163,91 @@ struct TimestepNormGradient {
   }
 };
 
-inline void copy_doubles(const double* from, std::int64_t count, double* to) {
-  std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(double));
-}
-
-template <int kVectors, class A>
-inline void differentiate_sequence(const TimestepNormGradient<kVectors, A>& gradient, std::int64_t s,
-                                   std::int64_t segment) {
-  const TimestepNormBackward& op = gradient.op;
-  const GroupRange range = gradient.range;
-  TimestepBackwardSpace<A>& space = gradient.space;
-  const std::int64_t length = gradient.sequence.length, segments = (length + segment - 1) / segment;
-  const auto end = [=](std::int64_t begin) { return begin + segment < length ? begin + segment : length; };
-  const std::int64_t widest = gradient.plan.widest();
-  for (std::int64_t i = 0; i < segments; ++i) {
-    copy_doubles(space.statistics.mean, range.count, space.before_mean + i * widest);
-    copy_doubles(space.statistics.squares, range.count, space.before_squares + i * widest);
-    gradient.walk_forward(i * segment, end(i * segment));
-  }
-  const std::int64_t first = s * op.num_groups + range.first;
-  for (std::int64_t g = 0; g < range.count; ++g) {
-    space.dmean[g] = op.dmean.defined() ? op.dmean.as<const A>()[first + g] : 0;
-    space.dvar[g] = op.dvar.defined() ? op.dvar.as<const A>()[first + g] : 0;
-  }
-  for (std::int64_t i = segments - 1; i >= 0; --i) {
-    if (i < segments - 1) {
-      copy_doubles(space.before_mean + i * widest, range.count, space.statistics.mean);
-      copy_doubles(space.before_squares + i * widest, range.count, space.statistics.squares);
-      gradient.walk_forward(i * segment, end(i * segment));
-    }
-    gradient.walk_backward(i * segment, end(i * segment));
-  }
+// A sequence without tokens hands the gradients of its last statistics on.
+template <class A>
+inline void keep_state_gradients(const TimestepNormBackward& op, std::int64_t sequence) {
   if (!op.dinitial_mean.defined()) return;
-  for (std::int64_t g = 0; g < range.count; ++g) {
-    op.dinitial_mean.as<A>()[first + g] = static_cast<A>(space.dmean[g]);
-    op.dinitial_var.as<A>()[first + g] = static_cast<A>(space.dvar[g]);
+  for (std::int64_t i = sequence * op.num_groups; i < (sequence + 1) * op.num_groups; ++i) {
+    op.dinitial_mean.as<A>()[i] = op.dmean.defined() ? op.dmean.as<const A>()[i] : A(0);
+    op.dinitial_var.as<A>()[i] = op.dvar.defined() ? op.dvar.as<const A>()[i] : A(0);
   }
 }
 
-template <int kVectors, class A>
+// The statistics before every block.
+template <int kVectors, class T>
+inline void find_statistics(const TimestepNormBackward& op, const SequenceSpan& sequences,
+                            const Groups& groups, const TokenBlocks& blocks,
+                            const Workspaces<TimestepBackwardSpace<T>, Acc<T>>& spaces,
+                            const GroupPairs& before) {
+  using A = Acc<T>;
+  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
+    const TokenBlock& block = blocks[i];
+    if (block.first == 0) start<A>(op, block.sequence, before[i]);
+    if (block.last) return;
+    TimestepBackwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
+    space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups);
+    measure_tokens<kVectors>(groups, space.x, block.tokens, space.statistics);
+    space.statistics.own = before[i + 1];
+    join_tokens(groups.count, block.tokens, space.statistics);
+  });
+  for (std::int64_t i = 0; i < blocks.count(); ++i) {
+    const TokenBlock& block = blocks[i];
+    if (block.last) continue;
+    join_moments(groups.count, count_before(op, block), before[i], static_cast<double>(block.tokens),
+                 before[i + 1], before[i + 1]);
+  }
+}
+
+template <int kVectors, class T>
 inline void timestep_norm_backward_as(const TimestepNormBackward& op, const SequenceSpan& sequences,
                                       int threads) {
-  const TimestepNormPlan plan = timestep_norm_plan<A>(op, sequences, 2, threads);
-  const std::int64_t segment = segment_tokens<A>(plan, sequences);
-  const std::int64_t segments = (sequences.longest + segment - 1) / segment;
-  const Workspaces<TimestepBackwardSpace<A>, A> spaces(plan.tasks(), plan, segment, segments);
-  const ColumnSums<A> weight_sums(plan.tasks(), plan.pitch), bias_sums(plan.tasks(), plan.pitch);
-  parallel_for(plan.tasks(), threads, [&](std::int64_t task) {
-    const GroupRange range = plan.range(task);
-    TimestepBackwardSpace<A> space = spaces.at(task, plan, segment, segments);
-    copy_parameter(op.weight, range, A(1), space.weight);
-    plan.for_sequences(task, sequences.count, [&](std::int64_t s) {
-      space.statistics.start(op, s, range);
-      const TimestepNormGradient<kVectors, A> gradient{
-          op, plan, sequences.data[s], range, space, task, weight_sums, bias_sums, space.statistics.count};
-      differentiate_sequence(gradient, s, segment);
-    });
+  using A = Acc<T>;
+  const Groups groups{op.num_groups, op.x.size(2) / op.num_groups};
+  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups, 3), threads);
+  const NormParameters<A> parameters(op, groups);
+  const Workspaces<TimestepBackwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
+  const std::int64_t pitch = row_pitch<A>(groups.width());
+  const ColumnSums<A> weight_sums(blocks.parts(), pitch), bias_sums(blocks.parts(), pitch);
+  const GroupPairs before(blocks.count(), groups.count), later(blocks.count(), groups.count);
+  const auto after = [&](std::int64_t i) { return LaterSums{later[i].mean, later[i].squares}; };
+  find_statistics<kVectors, T>(op, sequences, groups, blocks, spaces, before);
+  const Relay relay(blocks.count());
+  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t step) {
+    const std::int64_t i = blocks.count() - 1 - step;
+    const TokenBlock& block = blocks[i];
+    const Sequence& sequence = sequences.data[block.sequence];
+    TimestepBackwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
+    space.x.read(op.x, sequence, block.first, block.tokens, groups);
+    space.dy.read(op.dy, sequence, block.first, block.tokens, groups);
+    const double count = count_before(op, block);
+    measure_tokens<kVectors>(groups, space.x, block.tokens, space.statistics);
+    advance(groups.count, op.eps, block.tokens, count, before[i], space.statistics);
+    const double* reference = block.last ? space.statistics.running.mean : before[i + 1].mean;
+    const TimestepBlockGradient<kVectors, T> gradient{op, groups, block, sequence, count,
+                                                      reference, space};
+    gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part));
+    gradient.sum_later();
+    if (block.last) {
+      gradient.start_later(after(i));
+    } else {
+      relay.wait_for(i);
+    }
+    if (block.first == 0) {
+      gradient.write_initial_gradients(before[i], after(i));
+    } else {
+      gradient.add_later(after(i), before[i], after(i - 1));
+      relay.hand_over(i - 1);
+    }
+    gradient.write_gradients(parameters.weight, after(i));
+    weight_sums.rows_added(part, block.tokens);
+    bias_sums.rows_added(part, block.tokens);
   });
-  for (std::int64_t task = 0; op.dweight.defined() && task < plan.tasks(); task += plan.parts) {
-    const GroupRange range = plan.range(task);
-    weight_sums.finish(task, task + plan.parts, range.width(), op.dweight.as<A>() + range.channel());
-    bias_sums.finish(task, task + plan.parts, range.width(), op.dbias.as<A>() + range.channel());
+  if (op.dweight.defined()) {
+    weight_sums.finish(0, blocks.parts(), groups.width(), op.dweight.as<A>());
+    bias_sums.finish(0, blocks.parts(), groups.width(), op.dbias.as<A>());
+  }
+  for (std::int64_t s = 0; s < sequences.count; ++s) {
+    if (sequences.data[s].length == 0) keep_state_gradients<A>(op, s);
   }
   zero_padding(op.dx, sequences, threads);
 }

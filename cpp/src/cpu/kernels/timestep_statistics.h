@@ -1,4 +1,7 @@
-// The running statistics of timestep normalization, and how its work falls into tasks and tiles.
+// The running statistics of timestep normalization, and how its work falls into blocks of tokens.
+//
+// A block's own mean and variance need nothing from before it; joined in order they give the statistics
+// before each block, from where the statistics of its tokens follow.
 #pragma once
 
 #include "cpu/kernels/arena.h"
@@ -6,45 +9,89 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// Task i owns group range i / parts and walks the sequences of part i % parts, tile by tile.
-struct TimestepNormPlan {
-  std::int64_t groups, group_size;
-  std::int64_t ranges, parts;
-  std::int64_t tile_tokens;
-  std::int64_t pitch;  // of a row of the widest range
-
-  std::int64_t tasks() const { return ranges * parts; }
-  GroupRange range(std::int64_t task) const {
-    const std::int64_t r = task / parts, first = groups * r / ranges;
-    return {first, groups * (r + 1) / ranges - first, group_size};
-  }
-  std::int64_t widest() const { return (groups + ranges - 1) / ranges; }
-
-  // f(s) for every sequence of the task.
-  template <class F>
-  void for_sequences(std::int64_t task, std::int64_t count, const F& f) const {
-    const std::int64_t part = task % parts;
-    for (std::int64_t s = count * part / parts; s < count * (part + 1) / parts; ++s) f(s);
-  }
+// Tokens [first, first + tokens) of a sequence.
+struct TokenBlock {
+  std::int64_t sequence;
+  std::int64_t first, tokens;
+  bool last;  // of its sequence
 };
 
-// A tile of each of `arrays` arrays takes 16 KiB together: the first-level cache holds it and what is
-// prefetched of the next.
+// The blocks of all sequences, and as many threads as they are worth.
+class TokenBlocks {
+ public:
+  // A block takes `bytes_per_token` of cache for each of its tokens.
+  TokenBlocks(const TimestepNorm& op, const SequenceSpan& sequences, std::int64_t bytes_per_token,
+              int threads)
+      : parts_(threads_for_elements(threads, op.x.numel())),
+        most_tokens_(clamp(kBlockBytes / bytes_per_token, kLeastTokens, kMostBlockTokens)),
+        blocks_(count_blocks(sequences, most_tokens_)) {
+    TokenBlock* block = blocks_.data();
+    for (std::int64_t s = 0; s < sequences.count; ++s) {
+      const std::int64_t length = sequences.data[s].length;
+      for (std::int64_t first = 0; first < length; first += most_tokens_) {
+        const std::int64_t tokens = clamp(length - first, 0, most_tokens_);
+        *block++ = {s, first, tokens, first + tokens == length};
+      }
+    }
+  }
+
+  std::int64_t count() const { return blocks_.size(); }
+  std::int64_t most_tokens() const { return most_tokens_; }
+  int parts() const { return parts_; }
+  const TokenBlock& operator[](std::int64_t i) const { return blocks_.data()[i]; }
+
+ private:
+  static constexpr std::int64_t kBlockBytes = 128 << 10, kLeastTokens = 16;
+
+  static std::int64_t count_blocks(const SequenceSpan& sequences, std::int64_t tokens) {
+    std::int64_t count = 0;
+    for (std::int64_t s = 0; s < sequences.count; ++s) {
+      count += (sequences.data[s].length + tokens - 1) / tokens;
+    }
+    return count;
+  }
+
+  int parts_;
+  std::int64_t most_tokens_;
+  Scratch<TokenBlock> blocks_;
+};
+
+// Mean and count * var of every group.
+struct Moments {
+  double *mean, *squares;
+};
+
+// Pairs of doubles per group: one pair for each block, and one more.
+class GroupPairs {
+ public:
+  GroupPairs(std::int64_t blocks, std::int64_t groups) : groups_(groups), values_((blocks + 1) * 2 * groups) {}
+
+  Moments operator[](std::int64_t block) const {
+    double* first = values_.data() + block * 2 * groups_;
+    return {first, first + groups_};
+  }
+
+ private:
+  std::int64_t groups_;
+  Scratch<double> values_;
+};
+
+inline double count_before(const TimestepNorm& op, const TokenBlock& block) {
+  const bool given = op.initial_count.defined();
+  return static_cast<double>(block.first +
+                             (given ? op.initial_count.as<const std::int64_t>()[block.sequence] : 0));
+}
+
+// The statistics before a sequence.
 template <class A>
-inline TimestepNormPlan timestep_norm_plan(const TimestepNorm& op, const SequenceSpan& sequences, int arrays,
-                                           int threads) {
-  constexpr std::int64_t kTileBytes = 16 << 10, kLeastChannels = 64;
-  const std::int64_t dim = op.x.size(2);
-  const std::int64_t useful = threads_for_elements(threads, op.x.numel());
-  TimestepNormPlan plan;
-  plan.groups = op.num_groups;
-  plan.group_size = dim / op.num_groups;
-  plan.ranges = clamp(dim / kLeastChannels, 1, useful < plan.groups ? useful : plan.groups);
-  plan.parts = clamp(useful / plan.ranges, 1, sequences.count);
-  plan.pitch = row_pitch<A>(plan.widest() * plan.group_size);
-  const std::int64_t row_bytes = arrays * plan.pitch * static_cast<std::int64_t>(sizeof(A));
-  plan.tile_tokens = clamp(kTileBytes / row_bytes, 1, kMostTileTokens);
-  return plan;
+inline void start(const TimestepNorm& op, std::int64_t sequence, const Moments& moments) {
+  const bool given = op.initial_count.defined();
+  const std::int64_t first = sequence * op.num_groups;
+  const double count = given ? static_cast<double>(op.initial_count.as<const std::int64_t>()[sequence]) : 0;
+  for (std::int64_t g = 0; g < op.num_groups; ++g) {
+    moments.mean[g] = given ? op.initial_mean.as<const A>()[first + g] : 0;
+    moments.squares[g] = given ? count * op.initial_var.as<const A>()[first + g] : 0;
+  }
 }
 
 template <class A>
@@ -52,111 +99,157 @@ inline double* take_doubles(Arena<A>& arena, std::int64_t count) {
   return reinterpret_cast<double*>(arena.take(count * static_cast<std::int64_t>(sizeof(double) / sizeof(A))));
 }
 
-// The running statistics of a task's groups, and those of as many tokens as its user keeps. The normalized x
-// of a token is (x - center) * scale + shift: center is the mean rounded to A, shift makes up for the
-// rounding.
+// The statistics of a block's tokens. The normalized x of a token is (x - center) * scale + shift: center is
+// its running mean rounded to A, shift makes up for the rounding.
 template <class A>
-struct TimestepStatistics {
-  double count = 0;
-  double *mean, *squares;     // (groups): squares is count * var
-  A* pivot;                   // (groups): what is taken from x before it is summed
-  A *center, *scale, *shift;  // (tokens, groups)
-  A* delta;                   // (tokens, groups): the token's mean less the running mean before it
-  A *first_sum, *second_sum;  // (tokens of a tile, groups)
+struct BlockStatistics {
+  A* pivot;                     // (groups): what is taken from x before it is summed
+  A *first_sum, *second_sum;    // (tokens, groups)
+  double* mean;                 // (tokens, groups), running
+  A *center, *scale, *shift;    // (tokens, groups)
+  Moments own, running;         // of the block alone; of all tokens so far
 
-  TimestepStatistics(Arena<A>& arena, const TimestepNormPlan& plan, std::int64_t kept_tokens) {
+  BlockStatistics(Arena<A>& arena, std::int64_t groups, std::int64_t tokens) {
     const std::int64_t spare = kLanes<A>;
-    mean = take_doubles(arena, plan.widest());
-    squares = take_doubles(arena, plan.widest());
-    pivot = arena.take(plan.widest() + spare);
-    for (A** array : {&center, &scale, &shift, &delta}) {
-      *array = arena.take(kept_tokens * plan.widest() + spare);
+    pivot = arena.take(groups + spare);
+    for (A** array : {&first_sum, &second_sum, &center, &scale, &shift}) {
+      *array = arena.take(tokens * groups + spare);
     }
-    for (A** array : {&first_sum, &second_sum}) *array = arena.take(plan.tile_tokens * plan.widest() + spare);
-  }
-
-  void start(const TimestepNorm& op, std::int64_t sequence, const GroupRange& range) {
-    const bool given = op.initial_count.defined();
-    const std::int64_t first = sequence * op.num_groups + range.first;
-    count = given ? static_cast<double>(op.initial_count.as<const std::int64_t>()[sequence]) : 0;
-    for (std::int64_t g = 0; g < range.count; ++g) {
-      mean[g] = given ? op.initial_mean.as<const A>()[first + g] : 0;
-      squares[g] = given ? count * op.initial_var.as<const A>()[first + g] : 0;
+    mean = take_doubles(arena, tokens * groups);
+    for (double** array : {&own.mean, &own.squares, &running.mean, &running.squares}) {
+      *array = take_doubles(arena, groups);
     }
   }
 };
 
+// Bytes of a block for each of its tokens, `arrays` rows among them.
+template <class T>
+inline std::int64_t timestep_bytes_per_token(const Groups& groups, int arrays) {
+  constexpr auto row_item = static_cast<std::int64_t>(sizeof(T));
+  constexpr auto statistics = static_cast<std::int64_t>(sizeof(double) + 5 * sizeof(Acc<T>));
+  return arrays * groups.width() * row_item + groups.count * statistics;
+}
+
 // Sums of x lose digits only where the mean is large beside the deviation. Elsewhere x itself is summed: the
 // roundings of x - pivot are all alike where x has few bits, and would not average out.
 template <class A>
-inline A choose_pivot(double mean, double var) {
-  return mean * mean > 4 * var ? static_cast<A>(mean) : A(0);
+inline A choose_pivot(A mean, A var) {
+  return mean * mean > 4 * var ? mean : A(0);
 }
 
 // The first `tokens` rows of x, summed around the pivot.
-template <int kVectors, class A>
-inline void sum_around_pivot(const GroupRange& range, const InputRows<A>& x, std::int64_t tokens,
-                             const TimestepStatistics<A>& statistics) {
-  GroupSums<kVectors, A> sums(range, statistics.first_sum, statistics.second_sum);
+template <int kVectors, class T, class A = Acc<T>>
+inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
+                             const BlockStatistics<A>& statistics) {
+  GroupSums<kVectors, A> sums(groups, statistics.first_sum, statistics.second_sum);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    sums.add_token([pivot = statistics.pivot](auto of) { return of(pivot); },
-                   [row = x.row[t], ahead = x.ahead[t]](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum,
-                                                        Vec<A>& square) {
-                     ahead.prefetch(c);
-                     const Vec<A> around = keep(load(row + c) - pivot);
-                     sum += around;
-                     square += around * around;
-                   });
+    sums.add_token(
+        [pivot = statistics.pivot](auto of) { return of(pivot); },
+        [row = x.row[t]](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum, Vec<A>& square) {
+          const Vec<A> around = keep(load(row + c) - pivot);
+          sum += around;
+          square += around * around;
+        });
   }
   sums.finish();
 }
 
-// Advances the running statistics over the tokens of a tile and keeps those of each token from place `at` on.
+// Leaves each token's mean around the pivot in first_sum and its variance in second_sum.
 //
 // A token's variance is its mean square around the pivot less the square of its mean around the pivot. What
-// that loses where the token's mean is far from the pivot is small beside delta^2, which joins the variance
-// with it; the first token of all, where delta has no weight, has its own mean as the pivot.
-template <int kVectors, class A>
-inline void advance(const GroupRange& range, double eps, const InputRows<A>& x, std::int64_t tokens,
-                    std::int64_t at, TimestepStatistics<A>& statistics) {
-  const std::int64_t groups = range.count;
-  const A inverse_size = static_cast<A>(1.0 / static_cast<double>(range.size));
-  double *mean = statistics.mean, *squares = statistics.squares;
-  A* pivot = statistics.pivot;
-  const double before = statistics.count;
-  for (std::int64_t g = 0; g < groups; ++g) {
-    pivot[g] = before == 0 ? A(0) : choose_pivot<A>(mean[g], squares[g] / before);
-  }
-  if (before == 0) {
-    sum_around_pivot<kVectors>(range, x, 1, statistics);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const A m = statistics.first_sum[g] * inverse_size;
-      pivot[g] = choose_pivot<A>(m, statistics.second_sum[g] * inverse_size - m * m);
+// that loses where the token's mean is far from the pivot is small beside the running variance, because the
+// pivot is the mean of a token that this holds too: count times it is at least half their distance squared.
+template <int kVectors, class T, class A = Acc<T>>
+inline void measure_tokens(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
+                           const BlockStatistics<A>& statistics) {
+  const A inverse_size = static_cast<A>(1.0 / static_cast<double>(groups.size));
+  A *pivot = statistics.pivot, *first = statistics.first_sum, *second = statistics.second_sum;
+  for (std::int64_t g = 0; g < groups.count; ++g) pivot[g] = 0;
+  if constexpr (kVectors != kOneChannel) {
+    sum_around_pivot<kVectors>(groups, x, 1, statistics);
+    for (std::int64_t g = 0; g < groups.count; ++g) {
+      const A mean = first[g] * inverse_size;
+      pivot[g] = choose_pivot<A>(mean, second[g] * inverse_size - mean * mean);
     }
   }
-  sum_around_pivot<kVectors>(range, x, tokens, statistics);
+  sum_around_pivot<kVectors>(groups, x, tokens, statistics);
+#pragma omp simd
+  for (std::int64_t i = 0; i < tokens * groups.count; ++i) {
+    const A around = first[i] * inverse_size;
+    first[i] = around;
+    second[i] = kVectors == kOneChannel ? A(0) : second[i] * inverse_size - around * around;
+  }
+}
+
+// The block's own statistics from those of its tokens.
+template <class A>
+inline void join_tokens(std::int64_t groups, std::int64_t tokens, const BlockStatistics<A>& statistics) {
+  const double inverse = 1 / static_cast<double>(tokens);
+  double *mean = statistics.own.mean, *squares = statistics.own.squares;
+  const A* pivot = statistics.pivot;
+  for (std::int64_t g = 0; g < groups; ++g) mean[g] = squares[g] = 0;
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const double k = 1 / (before + static_cast<double>(t + 1));
-    const std::int64_t pair = (at + t) * groups;
-    const A *sum = statistics.first_sum + t * groups, *square = statistics.second_sum + t * groups;
-    A *center = statistics.center + pair, *scale = statistics.scale + pair;
-    A *shift = statistics.shift + pair, *delta = statistics.delta + pair;
+    const A* around = statistics.first_sum + t * groups;
+#pragma omp simd
+    for (std::int64_t g = 0; g < groups; ++g) mean[g] += static_cast<double>(around[g]);
+  }
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const A *around = statistics.first_sum + t * groups, *variance = statistics.second_sum + t * groups;
 #pragma omp simd
     for (std::int64_t g = 0; g < groups; ++g) {
-      const A around = sum[g] * inverse_size;
-      const A variance = kVectors == kOneChannel ? A(0) : square[g] * inverse_size - around * around;
-      const double d = static_cast<double>(pivot[g]) + static_cast<double>(around) - mean[g];
-      const double m = mean[g] + d * k;
-      const double s = squares[g] + (static_cast<double>(variance) + d * d * (1 - k));
-      mean[g] = m;
-      squares[g] = s;
-      center[g] = static_cast<A>(m);
-      scale[g] = A(1) / square_root(static_cast<A>(s * k + eps));
-      shift[g] = static_cast<A>(static_cast<double>(center[g]) - m) * scale[g];
-      delta[g] = static_cast<A>(d);
+      const double d = static_cast<double>(around[g]) - mean[g] * inverse;
+      squares[g] += static_cast<double>(variance[g]) + d * d;
     }
   }
-  statistics.count = before + static_cast<double>(tokens);
+  for (std::int64_t g = 0; g < groups; ++g) {
+    mean[g] = static_cast<double>(pivot[g]) + mean[g] * inverse;
+  }
+}
+
+// The statistics after `added` more tokens whose own statistics are given.
+inline void join_moments(std::int64_t groups, double count, const Moments& before, double added,
+                         const Moments& own, const Moments& after) {
+  const double share = added / (count + added);
+#pragma omp simd
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const double d = own.mean[g] - before.mean[g];
+    after.squares[g] = before.squares[g] + (own.squares[g] + d * d * count * share);
+    after.mean[g] = before.mean[g] + d * share;
+  }
+}
+
+// From the statistics before a block to those of each of its tokens, and those after it in `running`.
+template <class A>
+inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double count,
+                    const Moments& before, const BlockStatistics<A>& statistics) {
+  double *mean = statistics.running.mean, *squares = statistics.running.squares;
+  const A* pivot = statistics.pivot;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    mean[g] = before.mean[g];
+    squares[g] = before.squares[g];
+  }
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const double k = 1 / (count + static_cast<double>(t + 1));
+    const A *around = statistics.first_sum + t * groups, *variance = statistics.second_sum + t * groups;
+    double* token_mean = statistics.mean + t * groups;
+    A* token_variance = statistics.scale + t * groups;
+#pragma omp simd
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const double d = static_cast<double>(pivot[g]) + static_cast<double>(around[g]) - mean[g];
+      mean[g] += d * k;
+      squares[g] += static_cast<double>(variance[g]) + d * d * (1 - k);
+      token_mean[g] = mean[g];
+      token_variance[g] = static_cast<A>(squares[g] * k + eps);
+    }
+  }
+#pragma omp simd
+  for (std::int64_t i = 0; i < tokens * groups; ++i) {
+    const A center = static_cast<A>(statistics.mean[i]);
+    const A scale = A(1) / square_root(statistics.scale[i]);
+    statistics.center[i] = center;
+    statistics.scale[i] = scale;
+    statistics.shift[i] = static_cast<A>(static_cast<double>(center) - statistics.mean[i]) * scale;
+  }
 }
 
 // The normalized x of one token.
@@ -167,21 +260,34 @@ struct Normalizer {
   Vec<A> operator()(Vec<A> x) const { return (x - center) * scale + shift; }
 };
 
-// For the token kept in place `at`, as for_groups prepares it.
+// For the block's token t, as for_groups prepares it.
 template <class A>
-inline auto normalizer_of(const TimestepStatistics<A>& statistics, const GroupRange& range, std::int64_t at) {
-  const A* center = statistics.center + at * range.count;
-  const A* scale = statistics.scale + at * range.count;
-  const A* shift = statistics.shift + at * range.count;
+inline auto normalizer_of(const BlockStatistics<A>& statistics, std::int64_t groups, std::int64_t t) {
+  const A* center = statistics.center + t * groups;
+  const A* scale = statistics.scale + t * groups;
+  const A* shift = statistics.shift + t * groups;
   return [=](auto of) { return Normalizer<A>{of(center), of(scale), of(shift)}; };
 }
 
-// The range's values of a parameter (D,), or `absent` where it is not given.
+// weight and bias, ones and zeros where they are not given, followed by spare lanes.
 template <class A>
-inline void copy_parameter(const Tensor& parameter, const GroupRange& range, A absent, A* to) {
-  for (std::int64_t c = 0; c < range.width(); ++c) {
-    to[c] = parameter.defined() ? parameter.as<const A>()[range.channel() + c] : absent;
+class NormParameters {
+ public:
+  NormParameters(const TimestepNorm& op, const Groups& groups)
+      : values_(2 * row_pitch<A>(groups.width())),
+        weight(values_.data()),
+        bias(weight + row_pitch<A>(groups.width())) {
+    for (std::int64_t c = 0; c < groups.width(); ++c) {
+      weight[c] = op.weight.defined() ? op.weight.as<const A>()[c] : A(1);
+      bias[c] = op.bias.defined() ? op.bias.as<const A>()[c] : A(0);
+    }
   }
-}
+
+ private:
+  Scratch<A> values_;
+
+ public:
+  A *const weight, *const bias;
+};
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,75 +1,68 @@
-// The tokens of one tile as rows of the accumulation type: in place where that is what the array holds, else
-// converted in a buffer.
+// The tokens of one block as rows of the storage type: in place where a row is whole vectors, else copied
+// beside a spare vector.
 #pragma once
 
+#include "cpu/kernels/arena.h"
 #include "cpu/kernels/groups.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/tile.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-inline constexpr std::int64_t kMostTileTokens = 64;
+inline constexpr std::int64_t kMostBlockTokens = 64;
 
-// Whether rows of the range can be used where they lie: they hold A, and no vector reaches out of them.
-template <class A>
-inline bool usable_in_place(const Tensor& array, const GroupRange& range) {
-  return array.dtype == (sizeof(A) == 8 ? DType::float64 : DType::float32) &&
-         range.in_whole_vectors(kLanes<A>);
+template <class T>
+inline T* token_row(const Tensor& array, const Sequence& sequence, std::int64_t token) {
+  return array.as<T>() + sequence.row * array.stride(0) + position_of(sequence, token) * array.stride(1);
 }
 
 template <class T>
-inline T* token_row(const Tensor& array, const Sequence& sequence, std::int64_t token,
-                    const GroupRange& range) {
-  return array.as<T>() + sequence.row * array.stride(0) + position_of(sequence, token) * array.stride(1) +
-         range.channel();
-}
-
-// A token that will be wanted soon: prefetch(c) starts bringing in its channels from c on. A kernel that
-// prefetches a token of the next tile for each one of this tile seldom waits for memory.
-class Ahead {
- public:
-  Ahead() = default;
-  // The sequence's token nearest to `token`.
-  Ahead(const Tensor& array, const Sequence& sequence, std::int64_t token, const GroupRange& range)
-      : item_size_(item_size(array.dtype)) {
-    const std::int64_t position = position_of(sequence, clamp(token, 0, sequence.length - 1));
-    first_ = array.as<const char>() +
-             (sequence.row * array.stride(0) + position * array.stride(1) + range.channel()) * item_size_;
-  }
-
-  void prefetch(std::int64_t channel) const { __builtin_prefetch(first_ + channel * item_size_); }
-
- private:
-  const char* first_ = nullptr;
-  std::int64_t item_size_ = 0;
-};
-
-template <class A>
 struct InputRows {
-  A* buffer;  // tokens rows of `pitch` elements
+  T* buffer;  // rows of `pitch` elements
   std::int64_t pitch;
-  const A* row[kMostTileTokens];
-  Ahead ahead[kMostTileTokens];
+  const T* row[kMostBlockTokens];
 
-  // Tokens [first, first + tokens); `next` is the first token of the tile after this one.
+  // Tokens [first, first + tokens).
   void read(const Tensor& array, const Sequence& sequence, std::int64_t first, std::int64_t tokens,
-            std::int64_t next, const GroupRange& range) {
-    const bool in_place = usable_in_place<A>(array, range);
-    if (!in_place) load_tile(array, sequence, first, tokens, range.channel(), range.width(), buffer, pitch);
+            const Groups& groups) {
+    const bool in_place = groups.in_whole_vectors(kLanes<Acc<T>>);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      row[t] = in_place ? token_row<const A>(array, sequence, first + t, range) : buffer + t * pitch;
-      ahead[t] = Ahead(array, sequence, next + t, range);
+      row[t] = token_row<const T>(array, sequence, first + t);
+      if (in_place) continue;
+      T* copy = buffer + t * pitch;
+      std::memset(copy, 0, static_cast<std::size_t>(pitch) * sizeof(T));
+      std::memcpy(copy, row[t], static_cast<std::size_t>(groups.width()) * sizeof(T));
+      row[t] = copy;
     }
   }
 };
 
+// Where a thread keeps its copies of rows, if rows are not whole vectors.
+template <class T>
+class RowSpace {
+ public:
+  RowSpace(Arena<Acc<T>>& arena, const Groups& groups)
+      : arena_(arena),
+        pitch_(groups.in_whole_vectors(kLanes<Acc<T>>) ? 0 : row_pitch<Acc<T>>(groups.width())) {}
+
+  InputRows<T> input(std::int64_t tokens) const { return {take(tokens), pitch_, {}}; }
+  T* output() const { return take(1); }
+
+ private:
+  T* take(std::int64_t rows) const { return reinterpret_cast<T*>(arena_.take(rows * pitch_)); }
+
+  Arena<Acc<T>>& arena_;
+  const std::int64_t pitch_;
+};
+
 // f(row) fills the row of a token of the output.
-template <class A, class F>
+template <class T, class F>
 inline void write_token(const Tensor& array, const Sequence& sequence, std::int64_t token,
-                        const GroupRange& range, A* buffer, std::int64_t pitch, const F& f) {
-  if (usable_in_place<A>(array, range)) return f(token_row<A>(array, sequence, token, range));
+                        const Groups& groups, T* buffer, const F& f) {
+  T* row = token_row<T>(array, sequence, token);
+  if (groups.in_whole_vectors(kLanes<Acc<T>>)) return f(row);
   f(buffer);
-  store_tile(array, sequence, token, 1, range.channel(), range.width(), buffer, pitch);
+  std::memcpy(row, buffer, static_cast<std::size_t>(groups.width()) * sizeof(T));
 }
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET
