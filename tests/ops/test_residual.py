@@ -1,5 +1,6 @@
 """Norms, gate and second hop at the edges of their inputs."""
 
+import numpy as np
 import pytest
 import torch
 from calls import cotangents, example
@@ -41,6 +42,17 @@ def test_the_sum_before_a_norm_is_not_rounded(frontend, dtype):
     assert (call.inputs["branch"] + call.inputs["residual"]).unique().numel() < 10
     exact = REFERENCE.forward(call)["y"]
     assert relative_error(frontend.forward(call)["y"], exact) < torch.finfo(dtype).eps
+
+
+def test_bfloat16_rounds_every_number_to_nearest(frontend):
+    """alpha * branch for every bfloat16 branch, subnormal numbers, infinities and NaN among them."""
+    branch = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.int16)).view(torch.bfloat16)
+    call = example("two_hop_residual", torch.bfloat16, shape=(256, 256))
+    branch, residual = branch.view(256, 256), torch.zeros_like(call.inputs["residual"])
+    call = call.with_inputs(branch=branch, residual=residual)
+    y, expected = frontend.forward(call)["y"], (call.inputs["alpha"] * branch.float()).to(torch.bfloat16)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("gate", [-1e4, -100.0, 0.0, 100.0, 1e4])

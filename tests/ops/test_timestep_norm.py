@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from calls import Call, cotangents, example
+from calls import Call, Tokens, cotangents, example
 from frontends import REFERENCE
 from tolerance import GOLDEN, assert_all_close, assert_as_good_as_naive, relative_error
 from torch import Tensor
@@ -76,6 +76,23 @@ def test_far_from_zero(frontend):
     for name in ("y", "mean", "var"):
         assert_as_good_as_naive(result.outputs[name], exact.outputs[name], naive.outputs[name], name)
     assert_as_good_as_naive(result.gradients["x"], exact.gradients["x"], naive.gradients["x"], "dx")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    "tokens",
+    [Tokens(2, 500), Tokens(documents=(1, 600, 0, 333)), Tokens(2, 500, padded=True)],
+    ids=["batch", "packed", "padded"],
+)
+def test_threads_share_a_sequence(frontend, tokens, groups):
+    """Statistics and their gradients pass from block to block, whichever thread has it."""
+    call = example("timestep_norm", torch.float64, tokens=tokens, groups=groups, width=50)
+    with frontend.threads(2):
+        drawn = cotangents(frontend.forward(call))
+        result = frontend.run(call, drawn)
+    expected = REFERENCE.run(call, drawn)
+    assert_all_close(result.outputs, expected.outputs, GOLDEN)
+    assert_all_close(result.gradients, expected.gradients, GOLDEN)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e15])

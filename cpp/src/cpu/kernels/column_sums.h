@@ -11,7 +11,10 @@ template <class A>
 class ColumnSums {
  public:
   ColumnSums(std::int64_t parts, std::int64_t width)
-      : width_(width), pending_(parts * kPendingPitch), blocks_(parts * width), totals_(parts * width) {
+      : width_(width + kGap),
+        pending_(parts * kPendingPitch),
+        blocks_(parts * width_),
+        totals_(parts * width_) {
     pending_.zero();
     blocks_.zero();
     totals_.zero();
@@ -48,6 +51,8 @@ class ColumnSums {
  private:
   static constexpr std::int64_t kRowsPerFlush = 64;
   static constexpr std::int64_t kPendingPitch = 8;  // a cache line for each part
+
+  static constexpr std::int64_t kGap = 9 * 64 / sizeof(A);
 
   std::int64_t width_;
   Scratch<std::int64_t> pending_;

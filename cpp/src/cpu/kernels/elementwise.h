@@ -7,15 +7,14 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// f(lanes, i) for every vector of `count` elements, in one contiguous range per thread.
+// f(lanes, i) for every vector of `count` elements, in one contiguous range per thread. f is taken by value,
+// as for_vectors takes it.
 template <class A, class F>
-inline void for_elements(std::int64_t count, int threads, const F& f) {
+inline void for_elements(std::int64_t count, int threads, const F f) {
   const int parts = threads_for_elements(threads, count);
   for_row_parts(count, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    constexpr int lanes = kLanes<A>;
-    std::int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) f(AllLanes<A>{}, i);
-    if (i < end) f(FirstLanes<A>{end - i}, i);
+    for_vectors<A>(end - begin, [=](auto lanes, std::int64_t c, int)
+                                    __attribute__((always_inline)) { f(lanes, begin + c); });
   });
 }
 
@@ -26,10 +25,11 @@ inline void silu_mul_forward(const SiluMulForward& op, int threads) {
     const T* gate = op.gate.as<const T>();
     const T* value = op.value.as<const T>();
     T* y = op.y.as<T>();
-    for_elements<Acc<T>>(op.gate.numel(), threads, [&](auto lanes, std::int64_t i) {
-      const auto g = lanes.read(gate + i);
-      lanes.write(y + i, g * sigmoid(g) * lanes.read(value + i));
-    });
+    for_elements<Acc<T>>(op.gate.numel(), threads,
+                         [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
+                           const auto g = lanes.read(gate + i);
+                           lanes.write(y + i, g * sigmoid(g) * lanes.read(value + i));
+                         });
   });
 }
 
@@ -43,13 +43,14 @@ inline void silu_mul_backward(const SiluMulBackward& op, int threads) {
     const T* dy = op.dy.as<const T>();
     T* dgate = op.dgate.as<T>();
     T* dvalue = op.dvalue.as<T>();
-    for_elements<Acc<T>>(op.gate.numel(), threads, [&](auto lanes, std::int64_t i) {
-      const auto g = lanes.read(gate + i), d = lanes.read(dy + i);
-      const auto s = sigmoid(g);
-      const auto silu = g * s;
-      lanes.write(dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
-      lanes.write(dvalue + i, d * silu);
-    });
+    for_elements<Acc<T>>(op.gate.numel(), threads,
+                         [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
+                           const auto g = lanes.read(gate + i), d = lanes.read(dy + i);
+                           const auto s = sigmoid(g);
+                           const auto silu = g * s;
+                           lanes.write(dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
+                           lanes.write(dvalue + i, d * silu);
+                         });
   });
 }
 
@@ -62,9 +63,10 @@ inline void two_hop_residual_forward(const TwoHopResidualForward& op, int thread
     const T* residual = op.residual.as<const T>();
     T* y = op.y.as<T>();
     if (!op.alpha.defined()) {
-      for_elements<A>(op.branch.numel(), threads, [&](auto lanes, std::int64_t i) {
-        lanes.write(y + i, lanes.read(residual + i) + lanes.read(branch + i));
-      });
+      for_elements<A>(op.branch.numel(), threads,
+                      [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
+                        lanes.write(y + i, lanes.read(residual + i) + lanes.read(branch + i));
+                      });
       return;
     }
     const A* alpha = op.alpha.as<const A>();
@@ -72,7 +74,8 @@ inline void two_hop_residual_forward(const TwoHopResidualForward& op, int thread
     const int parts = threads_for_elements(threads, shape.rows * shape.dim);
     for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
-        for_vectors<A>(shape.dim, [&, first = row * shape.dim](auto lanes, std::int64_t c, int) {
+        for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c,
+                                                               int) __attribute__((always_inline)) {
           const std::int64_t i = first + c;
           lanes.write(y + i, lanes.read(residual + i) + lanes.read(alpha + c) * lanes.read(branch + i));
         });
@@ -91,7 +94,8 @@ inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int thre
     T* dbranch = op.dbranch.as<T>();
     if (!op.alpha.defined()) {
       for_elements<A>(op.branch.numel(), threads,
-                      [&](auto lanes, std::int64_t i) { lanes.write(dbranch + i, lanes.read(dy + i)); });
+                      [=](auto lanes, std::int64_t i)
+                          __attribute__((always_inline)) { lanes.write(dbranch + i, lanes.read(dy + i)); });
       return;
     }
     const A* alpha = op.alpha.as<const A>();
@@ -101,12 +105,13 @@ inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int thre
     for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
       A* dalpha = sums.block(part);
       for (std::int64_t row = begin; row < end; ++row) {
-        for_vectors<A>(shape.dim, [&, first = row * shape.dim](auto lanes, std::int64_t c, int) {
-          const std::int64_t i = first + c;
-          const Vec<A> d = lanes.read(dy + i);
-          lanes.write(dbranch + i, lanes.read(alpha + c) * d);
-          store(dalpha + c, load(dalpha + c) + d * lanes.read(branch + i));
-        });
+        for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c, int)
+                                      __attribute__((always_inline)) {
+                                        const std::int64_t i = first + c;
+                                        const Vec<A> d = lanes.read(dy + i);
+                                        lanes.write(dbranch + i, lanes.read(alpha + c) * d);
+                                        store(dalpha + c, load(dalpha + c) + d * lanes.read(branch + i));
+                                      });
         sums.rows_added(part, 1);
       }
     });

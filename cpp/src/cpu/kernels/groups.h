@@ -5,8 +5,6 @@
 // writes there is overwritten by its owner, and sums leave those lanes out.
 #pragma once
 
-#include <utility>
-
 #include "cpu/kernels/parallel.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {

@@ -1,6 +1,6 @@
 // RMS norm, layer norm, and layer norm of a sum, over the rows of contiguous arrays.
 //
-// A row is read from memory once, into a buffer of the accumulation type, and written once.
+// A row is read from memory once, more often from cache, and written once.
 #pragma once
 
 #include "cpu/kernels/column_sums.h"
@@ -30,146 +30,216 @@ class RowAffine {
   const A* bias_;
 };
 
-// The normalized row is buffer * scale + shift.
-template <class A>
-struct RowStatistics {
-  A scale;
-  A shift;
-};
-
-// Reads a row (and its residual) into the buffer, and centres it there where the norm does.
-//
-// The variance is the mean square around the mean, in a second pass over the buffer: the difference of two
-// large sums would lose every digit when the mean is large beside the deviation. What rounding of the mean
-// leaves, the mean of the centred row, is taken out of both.
-template <bool kCenter, class T, class A = Acc<T>>
-inline RowStatistics<A> read_row(const Row<const T> x, const Row<const T> residual, std::int64_t dim,
-                                 double eps, A* buffer) {
-  const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
-  SlotSums<A> sum, squares;
-  const auto take = [=, &sum, &squares](std::int64_t c, int slot, Vec<A> value) {
-    store(buffer + c, value);
-    if constexpr (kCenter) {
-      sum.slot[slot] += value;
-    } else {
-      squares.slot[slot] += value * value;
-    }
-  };
-  if (residual.data == nullptr) {
-    for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) {
-      x.prefetch_next(c, slot);
-      take(c, slot, lanes.read(x.data + c));
-    });
-  } else {
-    for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) {
-      x.prefetch_next(c, slot);
-      residual.prefetch_next(c, slot);
-      take(c, slot, lanes.read(x.data + c) + lanes.read(residual.data + c));
-    });
-  }
-  A remainder = 0;
-  if constexpr (kCenter) {
-    const A mean = sum.total() * inverse;
-    SlotSums<A> deviations;
-    for_vectors<A>(dim, [=, &deviations, &squares](auto lanes, std::int64_t c, int slot) {
-      const Vec<A> deviation = lanes.keep(load(buffer + c) - mean);
-      store(buffer + c, deviation);
-      deviations.slot[slot] += deviation;
-      squares.slot[slot] += deviation * deviation;
-    });
-    remainder = deviations.total() * inverse;
-  }
-  const A mean_square = squares.total() * inverse - remainder * remainder;
-  const A scale = 1 / square_root(mean_square + static_cast<A>(eps));
-  return {scale, -remainder * scale};
+// f(r) for every r below kCount, as an integral_constant: arrays indexed by it stay in registers.
+template <class F, int... r>
+__attribute__((always_inline)) inline void unroll_as(const F& f, std::integer_sequence<int, r...>) {
+  (f(std::integral_constant<int, r>{}), ...);
 }
 
-template <bool kCenter, class T>
+template <int kCount, class F>
+__attribute__((always_inline)) inline void unroll(const F& f) {
+  unroll_as(f, std::make_integer_sequence<int, kCount>{});
+}
+
+// What is normalized: rows, or their sums with the rows of the residual. kRows of them at a time, so that one
+// row's sums over lanes overlap with another's, and sums over rows are stored less often.
+template <class T, bool kResidual, int kRows>
+struct NormInput {
+  using A = Acc<T>;
+  Row<const T> x[kRows], residual[kRows];
+
+  NormInput(const Norm& op, std::int64_t row, std::int64_t end, std::int64_t dim) {
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = {op.x, row + r, end, dim, kRows};
+      if (kResidual) residual[r] = {op.residual, row + r, end, dim, kRows};
+    }
+  }
+
+  template <class Lanes>
+  Vec<A> read(const Lanes lanes, int r, std::int64_t c) const {
+    if constexpr (kResidual) return lanes.read(x[r].data + c) + lanes.read(residual[r].data + c);
+    return lanes.read(x[r].data + c);
+  }
+  void prefetch_next(int r, std::int64_t c, int slot) const {
+    x[r].prefetch_next(c, slot);
+    if constexpr (kResidual) residual[r].prefetch_next(c, slot);
+  }
+};
+
+// The normalized row is (input - mean) * scale + shift, without mean and shift where the norm does not
+// centre.
+template <bool kCenter, class A, int kRows>
+struct RowStatistics {
+  A mean[kRows] = {}, scale[kRows], shift[kRows];
+
+  Vec<A> normalize(int r, Vec<A> value) const {
+    if constexpr (kCenter) return (value - mean[r]) * scale[r] + shift[r];
+    return value * scale[r];
+  }
+};
+
+// The variance is the mean square around the mean, in a second pass over the row: the difference of two large
+// sums would lose every digit when the mean is large beside the deviation. What rounding of the mean leaves,
+// the mean of the centred row, is taken out of both.
+template <bool kCenter, class T, bool kResidual, int kRows, class A = Acc<T>>
+inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidual, kRows> input,
+                                                     std::int64_t dim, double eps) {
+  const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
+  RowStatistics<kCenter, A, kRows> statistics;
+  SlotSums<A> sum[kRows], squares[kRows];
+  for_vectors<A>(dim,
+                 [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+                   unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+                     input.prefetch_next(r, c, slot);
+                     const Vec<A> value = input.read(lanes, r, c);
+                     if constexpr (kCenter) {
+                       sum[r].slot[slot] += value;
+                     } else {
+                       squares[r].slot[slot] += value * value;
+                     }
+                   });
+                 });
+  if constexpr (kCenter) {
+    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+      statistics.mean[r] = sum[r].total() * inverse;
+      sum[r] = {};
+    });
+    for_vectors<A>(dim,
+                   [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+                     unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+                       const Vec<A> deviation = lanes.keep(input.read(lanes, r, c) - statistics.mean[r]);
+                       sum[r].slot[slot] += deviation;
+                       squares[r].slot[slot] += deviation * deviation;
+                     });
+                   });
+  }
+  unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+    const A remainder = kCenter ? sum[r].total() * inverse : A(0);
+    const A mean_square = squares[r].total() * inverse - remainder * remainder;
+    statistics.scale[r] = 1 / square_root(mean_square + static_cast<A>(eps));
+    statistics.shift[r] = -remainder * statistics.scale[r];
+  });
+  return statistics;
+}
+
+// f(row, number of rows as an integral_constant) for the rows [begin, end), two at a time.
+template <class F>
+inline void for_row_pairs(std::int64_t begin, std::int64_t end, const F& f) {
+  std::int64_t row = begin;
+  for (; row + 2 <= end; row += 2) f(row, std::integral_constant<int, 2>{});
+  if (row < end) f(row, std::integral_constant<int, 1>{});
+}
+
+template <class T, bool kCenter, bool kResidual>
 inline void norm_forward_as(const NormForward& op, const RowShape& shape, int threads) {
   using A = Acc<T>;
   const std::int64_t dim = shape.dim;
   const RowAffine<A> affine(op, dim);
   const A *weight = affine.weight(), *bias = affine.bias();
   const int parts = threads_for_elements(threads, shape.rows * dim);
-  const Scratch<A> buffers(parts * padded_to_vector<A>(dim));
-  for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
-    A* buffer = buffers.data() + part * padded_to_vector<A>(dim);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const Row<const T> x(op.x, i, end, dim), residual(op.residual, i, end, dim);
-      const Row<T> y(op.y, i, end, dim);
-      const RowStatistics<A> statistics = read_row<kCenter, T>(x, residual, dim, op.eps, buffer);
-      for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) {
-        y.prefetch_next(c, slot);
-        const Vec<A> normalized = load(buffer + c) * statistics.scale + statistics.shift;
-        lanes.write(y.data + c, normalized * lanes.read(weight + c) + lanes.read(bias + c));
+  for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
+      constexpr int rows = decltype(count)::value;
+      const NormInput<T, kResidual, rows> input(op, row, end, dim);
+      const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
+      unroll<rows>([&](auto r) __attribute__((always_inline)) {
+        const Row<T> y(op.y, row + r, end, dim, rows);
+        for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+          y.prefetch_next(c, slot);
+          const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
+          lanes.write(y.data + c, n * lanes.read(weight + c) + lanes.read(bias + c));
+        });
       });
-    }
+    });
   });
 }
 
 // With the normalized row n and g = dy weight:  dx = scale (g - mean(g) - n mean(g n)), mean(g) only if
-// centred.
-template <bool kCenter, class T>
+// centred. The parameters' gradients are added to dweight and dbias.
+template <class T, bool kCenter, bool kResidual, int kRows, class A = Acc<T>>
+inline void differentiate_rows(const NormBackward& op, std::int64_t row, std::int64_t end, std::int64_t dim,
+                               const A* weight, A* dweight, A* dbias) {
+  const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
+  const NormInput<T, kResidual, kRows> input(op, row, end, dim);
+  Row<const T> dy[kRows];
+  for (int r = 0; r < kRows; ++r) dy[r] = {op.dy, row + r, end, dim, kRows};
+  const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
+  SlotSums<A> sum[kRows], product[kRows];
+  for_vectors<A>(dim,
+                 [=, &sum, &product](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+                   Vec<A> weight_sum = load(dweight + c), bias_sum = load(dbias + c);
+                   const Vec<A> w = lanes.read(weight + c);
+                   unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+                     dy[r].prefetch_next(c, slot);
+                     const Vec<A> n = lanes.keep(statistics.normalize(r, input.read(lanes, r, c)));
+                     const Vec<A> d = lanes.read(dy[r].data + c);
+                     const Vec<A> g = d * w;
+                     weight_sum += d * n;
+                     bias_sum += d;
+                     sum[r].slot[slot] += g;
+                     product[r].slot[slot] += g * n;
+                   });
+                   store(dweight + c, weight_sum);
+                   if constexpr (kCenter) store(dbias + c, bias_sum);
+                 });
+  unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+    const A mean = kCenter ? sum[r].total() * inverse : A(0);
+    const A projection = product[r].total() * inverse;
+    // A row of one element is its own mean, which rounding must not bring to light.
+    const A scale = kCenter && dim == 1 ? A(0) : statistics.scale[r];
+    const Row<T> dx(op.dx, row + r, end, dim, kRows);
+    for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+      dx.prefetch_next(c, slot);
+      const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
+      const Vec<A> g = lanes.read(dy[r].data + c) * lanes.read(weight + c);
+      lanes.write(dx.data + c, (g - (n * projection + mean)) * scale);
+    });
+  });
+}
+
+template <class T, bool kCenter, bool kResidual>
 inline void norm_backward_as(const NormBackward& op, const RowShape& shape, int threads) {
   using A = Acc<T>;
   const std::int64_t dim = shape.dim, pitch = padded_to_vector<A>(dim);
-  const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
   const RowAffine<A> affine(op, dim);
-  const A* weight = affine.weight();
   const int parts = threads_for_elements(threads, shape.rows * dim);
-  const Scratch<A> buffers(parts * 2 * pitch);
   const ColumnSums<A> weight_sums(parts, pitch), bias_sums(parts, pitch);
   for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
-    A* buffer = buffers.data() + part * 2 * pitch;
-    A* gradient = buffer + pitch;  // g, rounded once: its mean must cancel it where D is 1
-    A* dweight = weight_sums.block(part);
-    A* dbias = bias_sums.block(part);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const Row<const T> x(op.x, i, end, dim), residual(op.residual, i, end, dim), dy(op.dy, i, end, dim);
-      const Row<T> dx(op.dx, i, end, dim);
-      const RowStatistics<A> statistics = read_row<kCenter, T>(x, residual, dim, op.eps, buffer);
-      SlotSums<A> sum, product;
-      for_vectors<A>(dim, [=, &sum, &product](auto lanes, std::int64_t c, int slot) {
-        dy.prefetch_next(c, slot);
-        const Vec<A> n = load(buffer + c) * statistics.scale + statistics.shift;
-        const Vec<A> d = lanes.read(dy.data + c);
-        const Vec<A> g = d * lanes.read(weight + c);
-        store(gradient + c, g);
-        store(dweight + c, load(dweight + c) + d * n);
-        if constexpr (kCenter) store(dbias + c, load(dbias + c) + d);
-        sum.slot[slot] += g;
-        product.slot[slot] += g * n;
-      });
-      const A mean = kCenter ? sum.total() * inverse : A(0);
-      const A projection = product.total() * inverse;
-      for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) {
-        dx.prefetch_next(c, slot);
-        const Vec<A> n = load(buffer + c) * statistics.scale + statistics.shift;
-        lanes.write(dx.data + c, (load(gradient + c) - (n * projection + mean)) * statistics.scale);
-      });
-      weight_sums.rows_added(part, 1);
-      bias_sums.rows_added(part, 1);
-    }
+    A *dweight = weight_sums.block(part), *dbias = bias_sums.block(part);
+    for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
+      constexpr int rows = decltype(count)::value;
+      differentiate_rows<T, kCenter, kResidual, rows>(op, row, end, dim, affine.weight(), dweight, dbias);
+      weight_sums.rows_added(part, rows);
+      bias_sums.rows_added(part, rows);
+    });
   });
   if (op.dweight.defined()) weight_sums.finish(0, parts, dim, op.dweight.as<A>());
   if (op.dbias.defined()) bias_sums.finish(0, parts, dim, op.dbias.as<A>());
 }
 
-inline void norm_forward(const NormForward& op, int threads) {
+// f(null pointer of the storage type, whether the norm centres, whether there is a residual), the latter two
+// as what is compiled takes them. Only a centring norm has a residual.
+template <class F>
+inline void with_norm(const Norm& op, const F& f) {
   record_isa(kIsa);
   with_storage(op.x.dtype, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    op.center ? norm_forward_as<true, T>(op, row_shape(op.x), threads)
-              : norm_forward_as<false, T>(op, row_shape(op.x), threads);
+    if (!op.center) return f(tag, std::false_type{}, std::false_type{});
+    if (!op.residual.defined()) return f(tag, std::true_type{}, std::false_type{});
+    return f(tag, std::true_type{}, std::true_type{});
+  });
+}
+
+inline void norm_forward(const NormForward& op, int threads) {
+  with_norm(op, [&](auto* tag, auto center, auto residual) {
+    norm_forward_as<std::remove_pointer_t<decltype(tag)>, center.value, residual.value>(op, row_shape(op.x),
+                                                                                        threads);
   });
 }
 
 inline void norm_backward(const NormBackward& op, int threads) {
-  record_isa(kIsa);
-  with_storage(op.x.dtype, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    op.center ? norm_backward_as<true, T>(op, row_shape(op.x), threads)
-              : norm_backward_as<false, T>(op, row_shape(op.x), threads);
+  with_norm(op, [&](auto* tag, auto center, auto residual) {
+    norm_backward_as<std::remove_pointer_t<decltype(tag)>, center.value, residual.value>(op, row_shape(op.x),
+                                                                                         threads);
   });
 }
 

@@ -44,9 +44,9 @@ inline int useful_threads(int threads, std::int64_t operations) {
   return threads;
 }
 
-// f(part, i) for i in [0, count), i being of part i % parts, for work where f(i) waits for what an earlier f(j)
-// hands it: a thread takes whole parts, and what it has in ascending order, so that whoever is waited for is
-// at work whatever number of threads there is. f must not throw.
+// f(part, i) for i in [0, count), i being of part i % parts, for work where f(i) waits for what an earlier
+// f(j) hands it: a thread takes whole parts, and what it has in ascending order, so that whoever is waited
+// for is at work whatever number of threads there is. f must not throw.
 template <class F>
 inline void parallel_in_order(std::int64_t count, int parts, const F& f) {
   if (parts <= 1 || count <= 1 || omp_in_parallel()) {

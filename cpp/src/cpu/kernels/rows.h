@@ -59,11 +59,12 @@ struct FirstLanes {
 
 // f(lanes, c, slot) for every vector of a row of `dim` elements, c being its first element. A sum over the
 // row keeps kSlots accumulators, one per slot, so that no addition waits for the one before it. f is taken by
-// value: what it holds stays in registers, where the memory it writes to cannot be taken to change it.
+// value and everything inlined: what it holds and the sums stay in registers, where the memory it writes to
+// cannot be taken to change them.
 inline constexpr int kSlots = 4;
 
 template <class A, class F>
-inline void for_vectors(std::int64_t dim, const F f) {
+__attribute__((always_inline)) inline void for_vectors(std::int64_t dim, const F f) {
   constexpr int lanes = kLanes<A>;
   std::int64_t c = 0;
   for (; c + kSlots * lanes <= dim; c += kSlots * lanes) {
@@ -85,16 +86,17 @@ struct SlotSums {
 
 inline RowShape row_shape(const Tensor& x) { return {x.numel() / x.size(-1), x.size(-1)}; }
 
-// A row of a contiguous array and the one after it, or itself where it is the last of its range. Prefetching
-// the next row while this one is worked on keeps a kernel from waiting for memory.
+// A row of a contiguous array and the one `step` after it, or itself where that is past the end of its range.
+// Prefetching the next row while this one is worked on keeps a kernel from waiting for memory.
 template <class T>
 struct Row {
-  T* data;
-  T* next;
+  T* data = nullptr;
+  T* next = nullptr;
 
-  Row(const Tensor& array, std::int64_t row, std::int64_t end, std::int64_t dim)
+  Row() = default;
+  Row(const Tensor& array, std::int64_t row, std::int64_t end, std::int64_t dim, std::int64_t step)
       : data(array.defined() ? array.as<T>() + row * dim : nullptr),
-        next(row + 1 < end ? data + dim : data) {}
+        next(row + step < end ? data + step * dim : data) {}
 
   // To be called for every vector: touches each cache line about once.
   void prefetch_next(std::int64_t c, int slot) const {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -88,14 +89,40 @@ inline To bit_cast(From from) {
 
 // ---- conversions ----
 
-inline VecF widen_bfloat16(Halfs bits) { return bit_cast<VecF>(__builtin_convertvector(bits, Words) << 16); }
+// Each lane zero-extended, and each lane's low half: compilers split these over half vectors.
+inline Words widen_halfs(Halfs bits) {
+#if defined(__AVX512F__)
+  return bit_cast<Words>(_mm512_maskz_cvtepu16_epi32(0xffff, bit_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return bit_cast<Words>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, Words);
+#endif
+}
+
+inline Halfs narrow_words(Words words) {
+#if defined(__AVX512F__)
+  return bit_cast<Halfs>(_mm512_maskz_cvtepi32_epi16(0xffff, bit_cast<__m512i>(words)));
+#else
+  return __builtin_convertvector(words, Halfs);
+#endif
+}
+
+inline VecF widen_bfloat16(Halfs bits) { return bit_cast<VecF>(widen_halfs(bits) << 16); }
 
 // Round to nearest even; NaN stays a quiet NaN.
 inline Halfs narrow_bfloat16(VecF value) {
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormal numbers for 0.
+  constexpr int kSubnormal = 0x20;
+  if (_mm512_fpclass_ps_mask(bit_cast<__m512>(value), kSubnormal) == 0) [[likely]] {
+    return bit_cast<Halfs>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
+  }
+#endif
   const Words bits = bit_cast<Words>(value);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words quiet = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(value != value ? quiet : rounded, Halfs);
+  return narrow_words(value != value ? quiet : rounded);
 }
 
 #if defined(__F16C__)
@@ -199,16 +226,26 @@ inline void store_one(double* to, double value) { *to = value; }
 
 // ---- reductions over lanes, in a fixed tree order ----
 
+// Lane i of the result is lane i + kBy, around the end.
+template <int kBy, class V, int... i>
+inline V rotate_lanes(V value, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(value, value, ((i + kBy) % static_cast<int>(sizeof...(i)))...);
+}
+
+// Each of the first kLeft lanes with the one kLeft further, and so on down to one lane.
+template <int kLeft, class V>
+inline V fold_sum(V value) {
+  if constexpr (kLeft == 0) {
+    return value;
+  } else {
+    using Lanes = std::make_integer_sequence<int, sizeof(V) / sizeof(value[0])>;
+    return fold_sum<kLeft / 2>(value + rotate_lanes<kLeft>(value, Lanes{}));
+  }
+}
+
 template <class V>
 inline auto reduce_sum(V value) {
-  constexpr int lanes = sizeof(V) / sizeof(value[0]);
-  auto sum = value[0] - value[0];
-  decltype(sum) part[lanes];
-  std::memcpy(part, &value, sizeof(value));
-  for (int width = lanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) part[i] += part[i + width];
-  }
-  return part[0];
+  return fold_sum<sizeof(V) / sizeof(value[0]) / 2>(value)[0];
 }
 
 template <class V>

@@ -61,7 +61,8 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
     const BlockStatistics<A>& statistics = space.statistics;
     const double count = count_before(op, block), added = static_cast<double>(block.tokens);
     space.x.read(op.x, sequence, block.first, block.tokens, groups);
-    measure_tokens<kVectors>(groups, space.x, block.tokens, statistics);
+    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
+    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, statistics);
     if (!block.last) join_tokens(groups.count, block.tokens, statistics);
     if (block.first == 0) {
       start<A>(op, block.sequence, before[i]);
@@ -74,19 +75,21 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
     }
     advance(groups.count, op.eps, block.tokens, count, before[i], statistics);
     if (block.last) write_state<A>(op, block.sequence, count + added, statistics.running);
+    const RowsAhead<T> y_ahead = rows_ahead<T>(op.y, sequences, blocks, i, i);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
       write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
-        for_groups<kVectors, A>(
-            groups, normalizer_of(statistics, groups.count, t),
-            [y, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias](
-                std::int64_t c, const Normalizer<A>& normalize) {
-              store(y + c, normalize(load(x + c)) * load(weight + c) + load(bias + c));
-            });
+        for_groups<kVectors, A>(groups, normalizer_of(statistics, groups.count, t),
+                                [y, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias,
+                                 next = y_ahead.row(t + 1)](std::int64_t c, const Normalizer<A>& normalize) {
+                                  prefetch(next + c);
+                                  store(y + c, normalize(load(x + c)) * load(weight + c) + load(bias + c));
+                                });
       });
     }
   });
   for (std::int64_t s = 0; s < sequences.count; ++s) {
-    const std::int64_t initial = op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;
+    const std::int64_t initial =
+        op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;
     op.count.as<std::int64_t>()[s] = initial + sequences.data[s].length;
     if (sequences.data[s].length == 0) keep_state<A>(op, s);
   }
@@ -98,15 +101,15 @@ template <class F>
 inline void with_timestep_types(const TimestepNorm& op, const F& f) {
   record_isa(kIsa);
   with_storage(op.x.dtype, [&](auto* tag) {
-    with_group_vectors<Acc<std::remove_pointer_t<decltype(tag)>>>(
-        op.x.size(2) / op.num_groups, [&](auto vectors) { f(vectors, tag); });
+    with_group_vectors<Acc<std::remove_pointer_t<decltype(tag)>>>(op.x.size(2) / op.num_groups,
+                                                                  [&](auto vectors) { f(vectors, tag); });
   });
 }
 
 inline void timestep_norm_forward(const TimestepNormForward& op, const SequenceSpan& sequences, int threads) {
   with_timestep_types(op, [&](auto vectors, auto* tag) {
     timestep_norm_forward_as<decltype(vectors)::value, std::remove_pointer_t<decltype(tag)>>(op, sequences,
-                                                                                            threads);
+                                                                                             threads);
   });
 }
 
@@ -114,7 +117,7 @@ inline void timestep_norm_backward(const TimestepNormBackward& op, const Sequenc
                                    int threads) {
   with_timestep_types(op, [&](auto vectors, auto* tag) {
     timestep_norm_backward_as<decltype(vectors)::value, std::remove_pointer_t<decltype(tag)>>(op, sequences,
-                                                                                             threads);
+                                                                                              threads);
   });
 }
 

@@ -29,7 +29,7 @@ struct LaterSums {
 template <class T, class A = Acc<T>>
 struct TimestepBackwardSpace {
   BlockStatistics<A> statistics;
-  LaterSums later;   // (tokens, groups), over the block's tokens
+  LaterSums later;    // (tokens, groups), over the block's tokens
   A *slope, *offset;  // (tokens, groups): dx = r g + slope (x - center) + offset
   InputRows<T> x, dy;
   T* dx;  // a row
@@ -93,7 +93,7 @@ struct TimestepBlockGradient {
       const double k = 1 / (count + static_cast<double>(t + 1));
       const bool first = t == block.tokens - 1;
       double *p = space.later.p + t * width, *w = space.later.w + t * width;
-      const double *mean = statistics.mean + t * width;
+      const double* mean = statistics.mean + t * width;
       const A *scale = statistics.scale + t * width, *sum = statistics.first_sum + t * width;
       const A* product = statistics.second_sum + t * width;
 #pragma omp simd
@@ -137,7 +137,8 @@ struct TimestepBlockGradient {
     }
   }
 
-  void write_gradients(const A* all_weights, const LaterSums& after) const {
+  void write_gradients(const A* all_weights, const LaterSums& after, const RowsAhead<T>& x_ahead,
+                       const RowsAhead<T>& dx_ahead) const {
     const BlockStatistics<A>& statistics = space.statistics;
     const double inverse_size = 1.0 / static_cast<double>(groups.size);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
@@ -149,13 +150,16 @@ struct TimestepBlockGradient {
       for (std::int64_t g = 0; g < groups.count; ++g) {
         const double s = w[g] + after.w[g];
         slope[g] = static_cast<A>(s * inverse_size);
-        offset[g] = static_cast<A>(((p[g] + after.p[g]) + (static_cast<double>(center[g]) - reference[g]) * s) * inverse_size);
+        offset[g] = static_cast<A>(
+            ((p[g] + after.p[g]) + (static_cast<double>(center[g]) - reference[g]) * s) * inverse_size);
       }
       write_token(op.dx, sequence, block.first + t, groups, space.dx, [&](T* dx) {
         for_groups<kVectors, A>(
             groups, [=](auto of) { return TokenGradient<A>{of(center), of(scale), of(slope), of(offset)}; },
-            [dx, weight = all_weights, x = space.x.row[t],
-             dy = space.dy.row[t]](std::int64_t c, const TokenGradient<A>& gradient) {
+            [dx, weight = all_weights, x = space.x.row[t], dy = space.dy.row[t], next_x = x_ahead.row(t),
+             next_dx = dx_ahead.row(t + 1)](std::int64_t c, const TokenGradient<A>& gradient) {
+              prefetch(next_x + c);
+              prefetch(next_dx + c);
               store(dx + c, gradient(load(x + c), load(dy + c) * load(weight + c)));
             });
       });
@@ -186,7 +190,8 @@ inline void find_statistics(const TimestepNormBackward& op, const SequenceSpan& 
     if (block.last) return;
     TimestepBackwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
     space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups);
-    measure_tokens<kVectors>(groups, space.x, block.tokens, space.statistics);
+    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
+    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, space.statistics);
     space.statistics.own = before[i + 1];
     join_tokens(groups.count, block.tokens, space.statistics);
   });
@@ -220,11 +225,11 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
     space.x.read(op.x, sequence, block.first, block.tokens, groups);
     space.dy.read(op.dy, sequence, block.first, block.tokens, groups);
     const double count = count_before(op, block);
-    measure_tokens<kVectors>(groups, space.x, block.tokens, space.statistics);
+    const RowsAhead<T> dy_ahead = rows_ahead<T>(op.dy, sequences, blocks, i, i);
+    measure_tokens<kVectors>(groups, space.x, dy_ahead, block.tokens, space.statistics);
     advance(groups.count, op.eps, block.tokens, count, before[i], space.statistics);
     const double* reference = block.last ? space.statistics.running.mean : before[i + 1].mean;
-    const TimestepBlockGradient<kVectors, T> gradient{op, groups, block, sequence, count,
-                                                      reference, space};
+    const TimestepBlockGradient<kVectors, T> gradient{op, groups, block, sequence, count, reference, space};
     gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part));
     gradient.sum_later();
     if (block.last) {
@@ -238,7 +243,9 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
       gradient.add_later(after(i), before[i], after(i - 1));
       relay.hand_over(i - 1);
     }
-    gradient.write_gradients(parameters.weight, after(i));
+    gradient.write_gradients(parameters.weight, after(i),
+                             rows_ahead<T>(op.x, sequences, blocks, i - blocks.parts(), i),
+                             rows_ahead<T>(op.dx, sequences, blocks, i, i));
     weight_sums.rows_added(part, block.tokens);
     bias_sums.rows_added(part, block.tokens);
   });

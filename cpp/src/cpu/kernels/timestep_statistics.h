@@ -1,60 +1,13 @@
-// The running statistics of timestep normalization, and how its work falls into blocks of tokens.
+// The running statistics of timestep normalization.
 //
 // A block's own mean and variance need nothing from before it; joined in order they give the statistics
 // before each block, from where the statistics of its tokens follow.
 #pragma once
 
 #include "cpu/kernels/arena.h"
-#include "cpu/kernels/token_rows.h"
+#include "cpu/kernels/timestep_blocks.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
-
-// Tokens [first, first + tokens) of a sequence.
-struct TokenBlock {
-  std::int64_t sequence;
-  std::int64_t first, tokens;
-  bool last;  // of its sequence
-};
-
-// The blocks of all sequences, and as many threads as they are worth.
-class TokenBlocks {
- public:
-  // A block takes `bytes_per_token` of cache for each of its tokens.
-  TokenBlocks(const TimestepNorm& op, const SequenceSpan& sequences, std::int64_t bytes_per_token,
-              int threads)
-      : parts_(threads_for_elements(threads, op.x.numel())),
-        most_tokens_(clamp(kBlockBytes / bytes_per_token, kLeastTokens, kMostBlockTokens)),
-        blocks_(count_blocks(sequences, most_tokens_)) {
-    TokenBlock* block = blocks_.data();
-    for (std::int64_t s = 0; s < sequences.count; ++s) {
-      const std::int64_t length = sequences.data[s].length;
-      for (std::int64_t first = 0; first < length; first += most_tokens_) {
-        const std::int64_t tokens = clamp(length - first, 0, most_tokens_);
-        *block++ = {s, first, tokens, first + tokens == length};
-      }
-    }
-  }
-
-  std::int64_t count() const { return blocks_.size(); }
-  std::int64_t most_tokens() const { return most_tokens_; }
-  int parts() const { return parts_; }
-  const TokenBlock& operator[](std::int64_t i) const { return blocks_.data()[i]; }
-
- private:
-  static constexpr std::int64_t kBlockBytes = 128 << 10, kLeastTokens = 16;
-
-  static std::int64_t count_blocks(const SequenceSpan& sequences, std::int64_t tokens) {
-    std::int64_t count = 0;
-    for (std::int64_t s = 0; s < sequences.count; ++s) {
-      count += (sequences.data[s].length + tokens - 1) / tokens;
-    }
-    return count;
-  }
-
-  int parts_;
-  std::int64_t most_tokens_;
-  Scratch<TokenBlock> blocks_;
-};
 
 // Mean and count * var of every group.
 struct Moments {
@@ -64,7 +17,8 @@ struct Moments {
 // Pairs of doubles per group: one pair for each block, and one more.
 class GroupPairs {
  public:
-  GroupPairs(std::int64_t blocks, std::int64_t groups) : groups_(groups), values_((blocks + 1) * 2 * groups) {}
+  GroupPairs(std::int64_t blocks, std::int64_t groups)
+      : groups_(groups), values_((blocks + 1) * 2 * groups) {}
 
   Moments operator[](std::int64_t block) const {
     double* first = values_.data() + block * 2 * groups_;
@@ -103,11 +57,11 @@ inline double* take_doubles(Arena<A>& arena, std::int64_t count) {
 // its running mean rounded to A, shift makes up for the rounding.
 template <class A>
 struct BlockStatistics {
-  A* pivot;                     // (groups): what is taken from x before it is summed
-  A *first_sum, *second_sum;    // (tokens, groups)
-  double* mean;                 // (tokens, groups), running
-  A *center, *scale, *shift;    // (tokens, groups)
-  Moments own, running;         // of the block alone; of all tokens so far
+  A* pivot;                   // (groups): what is taken from x before it is summed
+  A *first_sum, *second_sum;  // (tokens, groups)
+  double* mean;               // (tokens, groups), running
+  A *center, *scale, *shift;  // (tokens, groups)
+  Moments own, running;       // of the block alone; of all tokens so far
 
   BlockStatistics(Arena<A>& arena, std::int64_t groups, std::int64_t tokens) {
     const std::int64_t spare = kLanes<A>;
@@ -139,17 +93,18 @@ inline A choose_pivot(A mean, A var) {
 
 // The first `tokens` rows of x, summed around the pivot.
 template <int kVectors, class T, class A = Acc<T>>
-inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
-                             const BlockStatistics<A>& statistics) {
+inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, const RowsAhead<T>& ahead,
+                             std::int64_t tokens, const BlockStatistics<A>& statistics) {
   GroupSums<kVectors, A> sums(groups, statistics.first_sum, statistics.second_sum);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    sums.add_token(
-        [pivot = statistics.pivot](auto of) { return of(pivot); },
-        [row = x.row[t]](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum, Vec<A>& square) {
-          const Vec<A> around = keep(load(row + c) - pivot);
-          sum += around;
-          square += around * around;
-        });
+    sums.add_token([pivot = statistics.pivot](auto of) { return of(pivot); },
+                   [row = x.row[t], next = ahead.row(t)](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum,
+                                                         Vec<A>& square) {
+                     prefetch(next + c);
+                     const Vec<A> around = keep(load(row + c) - pivot);
+                     sum += around;
+                     square += around * around;
+                   });
   }
   sums.finish();
 }
@@ -160,19 +115,19 @@ inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, std::i
 // that loses where the token's mean is far from the pivot is small beside the running variance, because the
 // pivot is the mean of a token that this holds too: count times it is at least half their distance squared.
 template <int kVectors, class T, class A = Acc<T>>
-inline void measure_tokens(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
-                           const BlockStatistics<A>& statistics) {
+inline void measure_tokens(const Groups& groups, const InputRows<T>& x, const RowsAhead<T>& ahead,
+                           std::int64_t tokens, const BlockStatistics<A>& statistics) {
   const A inverse_size = static_cast<A>(1.0 / static_cast<double>(groups.size));
   A *pivot = statistics.pivot, *first = statistics.first_sum, *second = statistics.second_sum;
   for (std::int64_t g = 0; g < groups.count; ++g) pivot[g] = 0;
   if constexpr (kVectors != kOneChannel) {
-    sum_around_pivot<kVectors>(groups, x, 1, statistics);
+    sum_around_pivot<kVectors>(groups, x, ahead, 1, statistics);
     for (std::int64_t g = 0; g < groups.count; ++g) {
       const A mean = first[g] * inverse_size;
       pivot[g] = choose_pivot<A>(mean, second[g] * inverse_size - mean * mean);
     }
   }
-  sum_around_pivot<kVectors>(groups, x, tokens, statistics);
+  sum_around_pivot<kVectors>(groups, x, ahead, tokens, statistics);
 #pragma omp simd
   for (std::int64_t i = 0; i < tokens * groups.count; ++i) {
     const A around = first[i] * inverse_size;
@@ -220,8 +175,8 @@ inline void join_moments(std::int64_t groups, double count, const Moments& befor
 
 // From the statistics before a block to those of each of its tokens, and those after it in `running`.
 template <class A>
-inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double count,
-                    const Moments& before, const BlockStatistics<A>& statistics) {
+inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double count, const Moments& before,
+                    const BlockStatistics<A>& statistics) {
   double *mean = statistics.running.mean, *squares = statistics.running.squares;
   const A* pivot = statistics.pivot;
   for (std::int64_t g = 0; g < groups; ++g) {

@@ -55,6 +55,21 @@ class RowSpace {
   const std::int64_t pitch_;
 };
 
+// The rows of tokens [first, last] that will be wanted soon.
+template <class T>
+struct RowsAhead {
+  const Tensor* array;
+  const Sequence* sequence;
+  std::int64_t first, last;
+
+  const T* row(std::int64_t t) const {
+    return token_row<const T>(*array, *sequence, clamp(first + t, first, last));
+  }
+};
+
+// Starts bringing in what will be read or written after the row at hand.
+inline void prefetch(const void* address) { __builtin_prefetch(address); }
+
 // f(row) fills the row of a token of the output.
 template <class T, class F>
 inline void write_token(const Tensor& array, const Sequence& sequence, std::int64_t token,

@@ -2,6 +2,8 @@
 // exp 1.1, sigmoid 2.5, sin and cos 1.5.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels/simd.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
@@ -59,8 +61,29 @@ inline VecD exp_tail(VecD r) {
   return p * r + 0.5;
 }
 
-// Bits is the signed integer vector with lanes of A's size. 2^n is applied in two halves, because n itself
-// may lie outside the exponents of normal numbers where the result does not.
+// value 2^n with n = shifted - C::round. Bits is the signed integer vector with lanes of A's size.
+#if defined(__AVX512F__)
+template <class Bits>
+inline VecF scale_exp(VecF value, VecF, VecF n) {
+  return bit_cast<VecF>(_mm512_maskz_scalef_ps(0xffff, bit_cast<__m512>(value), bit_cast<__m512>(n)));
+}
+template <class Bits>
+inline VecD scale_exp(VecD value, VecD, VecD n) {
+  return bit_cast<VecD>(_mm512_maskz_scalef_pd(0xff, bit_cast<__m512d>(value), bit_cast<__m512d>(n)));
+}
+#else
+// In two halves, because n itself may lie outside the exponents of normal numbers where the result does not.
+template <class Bits, class V>
+inline V scale_exp(V value, V shifted, V) {
+  using C = ExpConstants<std::remove_reference_t<decltype(value[0])> >;
+  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(splat(C::round));
+  const Bits half = exponent >> 1;
+  const V first = bit_cast<V>((half + C::exponent_bias) << C::mantissa_bits);
+  const V second = bit_cast<V>((exponent - half + C::exponent_bias) << C::mantissa_bits);
+  return value * first * second;
+}
+#endif
+
 template <class A, class Bits>
 inline Vec<A> exp_as(Vec<A> x) {
   using C = ExpConstants<A>;
@@ -70,11 +93,7 @@ inline Vec<A> exp_as(Vec<A> x) {
   const Vec<A> n = shifted - C::round;
   const Vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
   const Vec<A> e = (exp_tail(r) * (r * r) + r) + A(1);
-  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(splat(C::round));
-  const Bits half = exponent >> 1;
-  const Vec<A> first = bit_cast<Vec<A>>((half + C::exponent_bias) << C::mantissa_bits);
-  const Vec<A> second = bit_cast<Vec<A>>((exponent - half + C::exponent_bias) << C::mantissa_bits);
-  return e * first * second;
+  return scale_exp<Bits>(e, shifted, n);
 }
 
 // 0 at -inf, inf where it overflows, NaN at NaN.
