@@ -1,8 +1,10 @@
 """Chunk attention: states, extreme scores, and which scores dropout removes."""
 
+import math
+
 import pytest
 import torch
-from calls import Tokens, cotangents, example
+from calls import ACTIVATIONS, Tokens, cotangents, example
 from frontends import REFERENCE, TORCH, to_numpy
 from megalodon_core import ops
 from reference.philox import dropped, philox4x32
@@ -65,6 +67,40 @@ def test_huge_scores_do_not_overflow(op, frontend, dtype):
     assert (result.outputs["y"].abs() <= bound).all()
     for name, x in result.gradients.items():
         assert x is None or x.isfinite().all(), name
+
+
+@both
+@pytest.mark.parametrize(("at", "bad"), [(0, math.nan), (41, math.nan), (42, math.inf), (99, math.inf)])
+def test_a_position_reaches_only_what_depends_on_it(op, frontend, dtype, at, bad):
+    """Everything else is bit for bit what it is without NaN or inf there: in the inputs, then in dy."""
+    chunk = 100
+    call = example(op, dtype, tokens=Tokens(batch=1, length=150), chunk_size=chunk, value_dim=51)
+    drawn = cotangents(frontend.forward(call))
+    expected = frontend.run(call, drawn)
+
+    poisoned = call.with_inputs(**{x: put(call.inputs[x], at, bad) for x in ACTIVATIONS[op]})
+    result = frontend.run(poisoned, drawn)
+    assert not result.outputs["y"][:, at].isfinite().any()
+    assert torch.equal(result.outputs["y"][:, :at], expected.outputs["y"][:, :at])
+    assert torch.equal(result.outputs["y"][:, chunk:], expected.outputs["y"][:, chunk:])
+    for name in ACTIVATIONS[op]:
+        gradient, clean = result.gradients[name], expected.gradients[name]
+        assert torch.equal(gradient[:, chunk:], clean[:, chunk:]), name
+        assert name != "q" or torch.equal(gradient[:, :at], clean[:, :at])
+
+    result = frontend.run(call, drawn | {"y": put(drawn["y"], at, bad)})
+    assert not result.gradients["v"][:, : at + 1].isfinite().any()
+    for name in ACTIVATIONS[op]:
+        gradient, clean = result.gradients[name], expected.gradients[name]
+        assert torch.equal(gradient[:, at + 1 :], clean[:, at + 1 :]), name
+        assert name != "q" or torch.equal(gradient[:, :at], clean[:, :at])
+
+
+def put(x: Tensor, at: int, value: float) -> Tensor:
+    """A copy with `value` in all of token `at`."""
+    x = x.clone()
+    x[:, at] = value
+    return x
 
 
 def kept(

@@ -12,10 +12,15 @@ class Arena {
  public:
   explicit Arena(A* base = nullptr) : base_(base) {}
 
-  A* take(std::int64_t count) {
+  A* take(std::int64_t count) { return take_as<A>(count); }
+
+  // An array of P, in which values of A may be stored too.
+  template <class P>
+  P* take_as(std::int64_t count) {
     A* array = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (count + 15) / 16 * 16;
-    return array;
+    const std::int64_t size = (count * static_cast<std::int64_t>(sizeof(P)) - 1) / sizeof(A) + 1;
+    used_ += (size + 15) / 16 * 16;
+    return reinterpret_cast<P*>(array);
   }
   std::int64_t used() const { return used_; }
 

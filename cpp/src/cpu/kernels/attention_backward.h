@@ -12,28 +12,34 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-inline constexpr std::int64_t kValueDepth = 192;  // columns of the values multiplied at a time
+// Columns of the values multiplied at a time.
+template <class P>
+inline constexpr std::int64_t kValueDepth = 192 * kGroup<P>;
 
 // What one thread packs for itself.
-template <class A>
+template <class P>
 struct PackingSpace {
-  A *rows, *panel, *result;
+  using A = Acc<P>;
+  A *keys, *panel, *result;
+  P* values;
 
   PackingSpace(Arena<A>& arena, const AttentionSizes& sizes)
-      : rows(arena.take(kKeyRows * larger(round_up(sizes.key_dim, kPanel<A>), kValueDepth))),
-        panel(arena.take(kKeyRows * kPanel<A>)),
-        result(arena.take(kPanel<A> * kPanel<A>)) {}
+      : keys(arena.take(kKeyRows * round_up(sizes.key_dim, kPanel<A>))),
+        panel(arena.take(larger(kKeyRows, sizes.tile_rows) * kPanel<A>)),
+        result(arena.take(kPanel<A> * kPanel<A>)),
+        values(arena.template take_as<P>(kKeyRows * kValueDepth<P>)) {}
 };
 
 // What all threads of a job share. Every block of keys leaves its share of a row's statistics in its own
 // slot.
-template <class A>
+template <class P>
 struct BackwardSpace {
+  using A = Acc<P>;
   std::int64_t key_pitch, value_pitch;
-  std::int64_t stride;           // of a panel of scores
-  std::int64_t tile_rows;        // of a block's statistics
-  A *queries, *dy;               // [panel of columns][row][kPanel]
-  A *queries_t, *dy_t;           // [panel of rows][column][kPanel]
+  std::int64_t stride;     // of a panel of scores
+  std::int64_t tile_rows;  // of a block's statistics
+  A *queries, *queries_t;  // right operands: [panel of columns][row], [panel of rows][column]
+  P *dy, *dy_t;
   A *scores, *dscores;           // [panel of rows][key][kPanel]
   A *shift, *inverse, *mean;     // per row: of the softmax, and rowsum(P dP)
   A *maxima, *sums, *mean_sums;  // per block and row
@@ -45,9 +51,9 @@ struct BackwardSpace {
         stride(round_up(sizes.keys, kBlockRows) * kPanel<A>),
         tile_rows(sizes.tile_rows),
         queries(arena.take(tile_rows * key_pitch)),
-        dy(arena.take(tile_rows * value_pitch)),
         queries_t(arena.take(tile_rows * key_pitch)),
-        dy_t(arena.take(tile_rows * value_pitch)),
+        dy(arena.template take_as<P>(tile_rows * value_pitch)),
+        dy_t(arena.template take_as<P>(tile_rows * value_pitch)),
         scores(arena.take(tile_rows / kPanel<A> * stride)),
         dscores(arena.take(tile_rows / kPanel<A> * stride)),
         shift(arena.take(tile_rows)),
@@ -61,23 +67,25 @@ struct BackwardSpace {
 };
 
 // A head of a chunk, with its memory and the threads that share its work.
-template <class A>
+template <class P>
 struct BackwardJob {
   const ChunkAttentionBackward& op;
   const Chunk& chunk;
   std::int64_t head;
-  const BackwardSpace<A>& space;
+  const BackwardSpace<P>& space;
   const AttentionSizes& sizes;
-  const Workspaces<PackingSpace<A>, A>& packing;
+  const Workspaces<PackingSpace<P>, Acc<P>>& packing;
   int threads;
 
-  PackingSpace<A> own_space() const { return packing.at(thread_index(), sizes); }
+  PackingSpace<P> own_space() const { return packing.at(thread_index(), sizes); }
 };
 
-template <class A>
+template <class P>
 class BackwardTile {
+  using A = Acc<P>;
+
  public:
-  BackwardTile(const BackwardJob<A>& job, const QueryTile<A>& tile)
+  BackwardTile(const BackwardJob<P>& job, const QueryTile<A>& tile)
       : job_(job),
         op_(job.op),
         space_(job.space),
@@ -97,9 +105,9 @@ class BackwardTile {
     for_rows([&](std::int64_t row) { finish_sums(row); });
     for_blocks([&](std::int64_t, std::int64_t first, std::int64_t last) {
       differentiate_softmax(first, last);
-      transposed_product(space_.scores, space_.stride, tile_, first, last, space_.dy, job_.sizes.value_dim,
-                         space_.dv, space_.value_pitch);
-      transposed_product(space_.dscores, space_.stride, tile_, first, last, space_.queries,
+      transposed_product(reinterpret_cast<const P*>(space_.scores), kWeightPitch, space_.stride * kGroup<P>,
+                         tile_, first, last, space_.dy, job_.sizes.value_dim, space_.dv, space_.value_pitch);
+      transposed_product(space_.dscores, kPanel<A>, space_.stride, tile_, first, last, space_.queries,
                          job_.sizes.key_dim, space_.dk, space_.key_pitch);
     });
     const std::int64_t columns = space_.key_pitch / kPanel<A>;
@@ -128,20 +136,24 @@ class BackwardTile {
     return statistics + block * space_.tile_rows + panel * kPanel<A>;
   }
 
-  void pack(const Tensor& from, A scale, A* to, A* transposed) const {
+  // As right operands whose depth is the rows, and the columns.
+  template <class Q>
+  void pack(const Tensor& from, A scale, Q* to, Q* transposed) const {
     const std::int64_t dim = from.size(3);
     parallel_for((dim - 1) / kPanel<A> + 1, job_.threads, [&](std::int64_t i) {
       const std::int64_t column = i * kPanel<A>;
-      pack_queries(from, job_.chunk, job_.head, tile_, column, scale, to + column * tile_.padded_rows());
-      transpose_queries(to + column * tile_.padded_rows(), tile_, column, dim, transposed);
+      A* packed = job_.own_space().panel;
+      pack_queries(from, job_.chunk, job_.head, tile_, column, scale, packed);
+      group_queries(packed, tile_, to + column * tile_.padded_rows());
+      transpose_queries(packed, tile_, column, dim, transposed);
     });
   }
 
   void scores(std::int64_t block, std::int64_t first, std::int64_t last) const {
-    const PackingSpace<A> own = job_.own_space();
+    const PackingSpace<P> own = job_.own_space();
     const std::int64_t dim = job_.sizes.key_dim;
-    keys_.load_rows(first, last - first, 0, dim, own.rows, space_.key_pitch);
-    score_product(own.rows, space_.key_pitch, first, last - first, space_.queries_t, dim, dim, tile_,
+    keys_.load_rows(first, last - first, 0, dim, own.keys, space_.key_pitch);
+    score_product(own.keys, space_.key_pitch, first, last - first, space_.queries_t, dim, dim, tile_,
                   space_.scores, space_.stride, false);
     for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
       const ScorePanel<A> scores = panel_of(space_.scores, panel);
@@ -161,20 +173,20 @@ class BackwardTile {
 
   // Scores become exponentials, and dP takes shape beside them.
   void weights(std::int64_t block, std::int64_t first, std::int64_t last) const {
-    const PackingSpace<A> own = job_.own_space();
+    const PackingSpace<P> own = job_.own_space();
     const std::int64_t dim = job_.sizes.value_dim;
-    for (std::int64_t column = 0; column < dim; column += kValueDepth) {
-      const std::int64_t depth = smaller(kValueDepth, dim - column);
-      values_.load_rows(first, last - first, column, depth, own.rows, kValueDepth);
-      score_product(own.rows, kValueDepth, first, last - first, space_.dy_t + column * kPanel<A>, dim, depth,
-                    tile_, space_.dscores, space_.stride, column > 0);
+    for (std::int64_t column = 0; column < dim; column += kValueDepth<P>) {
+      const std::int64_t depth = smaller(kValueDepth<P>, dim - column);
+      values_.load_rows(first, last - first, column, depth, own.values, kValueDepth<P>);
+      score_product(own.values, kValueDepth<P>, first, last - first, space_.dy_t + column * kPanel<A>,
+                    round_up(dim, kGroup<P>), depth, tile_, space_.dscores, space_.stride, column > 0);
     }
     for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
       const ScorePanel<A> scores = panel_of(space_.scores, panel), dscores = panel_of(space_.dscores, panel);
       const std::int64_t visible = smaller(last, tile_.panel_keys(panel));
       dscores.fill_later_keys(first, visible, 0);
       scores.exponentiate(first, visible, space_.shift + panel * kPanel<A>,
-                          of_block(space_.sums, block, panel));
+                          of_block(space_.sums, block, panel), scores.data);
       add_products(scores, dscores, first, visible, of_block(space_.mean_sums, block, panel));
     }
   }
@@ -202,7 +214,7 @@ class BackwardTile {
     store(space_.mean + row, mean * inverse);
   }
 
-  // Exponentials become P, and dP becomes dS.
+  // Exponentials become P, at the start of their rows, and dP becomes dS.
   void differentiate_softmax(std::int64_t first, std::int64_t last) const {
     for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
       const ScorePanel<A> scores = panel_of(space_.scores, panel), dscores = panel_of(space_.dscores, panel);
@@ -210,10 +222,10 @@ class BackwardTile {
       const A* mean = space_.mean + panel * kPanel<A>;
       for (std::int64_t key = first; key < smaller(last, tile_.panel_keys(panel)); ++key) {
         for (std::int64_t i = 0; i < scores.rows; i += kLanes<A>) {
-          A* weight = scores.data + key * kPanel<A> + i;
+          A* row = scores.data + key * kPanel<A>;
           A* gradient = dscores.data + key * kPanel<A> + i;
-          const Vec<A> p = load(weight) * load(inverse + i);
-          store(weight, p);
+          const Vec<A> p = load(row + i) * load(inverse + i);
+          Operand<P>::store_rounded(reinterpret_cast<P*>(row) + i, p);
           store(gradient, p * (load(gradient) - load(mean + i)));
         }
       }
@@ -222,7 +234,7 @@ class BackwardTile {
 
   // Columns [column, column + kPanel) of dQ for the rows of one panel.
   void query_gradient(std::int64_t panel, std::int64_t column) const {
-    const PackingSpace<A> own = job_.own_space();
+    const PackingSpace<P> own = job_.own_space();
     const std::int64_t columns = smaller(kPanel<A>, job_.sizes.key_dim - column);
     for (std::int64_t first = 0; first < tile_.panel_keys(panel); first += kKeyRows) {
       const std::int64_t last = smaller(tile_.panel_keys(panel), first + kKeyRows);
@@ -239,9 +251,11 @@ class BackwardTile {
                job_.head * op_.dq.stride(2) + column, columns, own.result + idle * kPanel<A>, kPanel<A>);
   }
 
-  const BackwardJob<A>& job_;
+  static constexpr std::int64_t kWeightPitch = kPanel<A> * kGroup<P>;  // between the keys of a panel of P
+
+  const BackwardJob<P>& job_;
   const ChunkAttentionBackward& op_;
-  const BackwardSpace<A>& space_;
+  const BackwardSpace<P>& space_;
   const QueryTile<A>& tile_;
   PositionRows<A> keys_, values_;
   Dropout dropout_;

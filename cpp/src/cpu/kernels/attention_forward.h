@@ -2,6 +2,9 @@
 //
 // A job computes the scores of its tile against all keys, one softmax per query over the whole row, and then
 // the product with the values, whose panels it packs as it goes. Its workspace is tile x chunk.
+//
+// Products with the values, which are most of the work where Dv = 8 Dz, are of operands of type P; scores are
+// computed in the accumulation type A, and so is all that is added up.
 #pragma once
 
 #include "cpu/kernels/arena.h"
@@ -29,14 +32,16 @@ struct AttentionSizes {
 };
 
 // What one thread works in.
-template <class A>
+template <class P>
 struct ForwardSpace {
+  using A = Acc<P>;
   std::int64_t key_pitch, value_pitch;
   std::int64_t stride;  // of a panel of scores
   A *packed, *queries;  // [row][kPanel], and [panel][Dz][kPanel]
-  A *keys, *values;
-  A *scores, *shift, *inverse;
-  A* result;  // [row][value_pitch]
+  A* keys;
+  P* values;
+  A *scores, *shift, *inverse;  // weights take the place of scores
+  A* result;                    // [row][value_pitch]
 
   ForwardSpace(Arena<A>& arena, const AttentionSizes& sizes)
       : key_pitch(round_up(sizes.key_dim, kPanel<A>)),
@@ -45,18 +50,20 @@ struct ForwardSpace {
         packed(arena.take(sizes.tile_rows * kPanel<A>)),
         queries(arena.take(sizes.tile_rows * key_pitch)),
         keys(arena.take(kKeyRows * key_pitch)),
-        values(arena.take(kKeyRows * value_pitch)),
+        values(arena.template take_as<P>(kKeyRows * value_pitch)),
         scores(arena.take(sizes.tile_rows / kPanel<A> * stride)),
         shift(arena.take(sizes.tile_rows)),
         inverse(arena.take(sizes.tile_rows)),
         result(arena.take(sizes.tile_rows * value_pitch)) {}
 };
 
-template <class A>
+template <class P>
 class ForwardTile {
+  using A = Acc<P>;
+
  public:
   ForwardTile(const ChunkAttentionForward& op, const Chunk& chunk, std::int64_t head,
-              const QueryTile<A>& tile, const ForwardSpace<A>& space)
+              const QueryTile<A>& tile, const ForwardSpace<P>& space)
       : op_(op), chunk_(chunk), head_(head), tile_(tile), space_(space) {}
 
   void run() const {
@@ -86,6 +93,8 @@ class ForwardTile {
     }
   }
 
+  P* weights(std::int64_t panel) const { return reinterpret_cast<P*>(space_.scores + panel * space_.stride); }
+
   // Leaves exponentials in place of the scores; what they are to be divided by waits for the result.
   void softmax() const {
     const Dropout dropout(op_, chunk_, head_);
@@ -99,7 +108,7 @@ class ForwardTile {
       for (std::int64_t i = 0; i < scores.rows; i += kLanes<A>) {
         store(shift + i, softmax_shift<A>(load(shift + i), dropout));
       }
-      scores.exponentiate(0, tile_.panel_keys(panel), shift, inverse);
+      scores.exponentiate(0, tile_.panel_keys(panel), shift, inverse, weights(panel));
       for (std::int64_t i = 0; i < scores.rows; i += kLanes<A>) {
         store(inverse + i, softmax_inverse<A>(load(inverse + i)));
       }
@@ -115,10 +124,9 @@ class ForwardTile {
       rows.template pack<kKeyRows>(first, last - first, column, columns, space_.values);
       for (std::int64_t c = 0; c < columns; c += kPanel<A>) {
         for (std::int64_t panel = 0; panel < tile_.panels(); ++panel) {
-          weighted_product(space_.scores + panel * space_.stride, tile_, panel, first, last,
-                           space_.values + c * kKeyRows, columns - c,
-                           space_.result + panel * kPanel<A> * space_.value_pitch + c, space_.value_pitch,
-                           first > 0);
+          weighted_product(weights(panel), tile_, panel, first, last, space_.values + c * kKeyRows,
+                           columns - c, space_.result + panel * kPanel<A> * space_.value_pitch + c,
+                           space_.value_pitch, first > 0);
         }
       }
     }
@@ -136,7 +144,7 @@ class ForwardTile {
   const Chunk& chunk_;
   std::int64_t head_;
   const QueryTile<A>& tile_;
-  const ForwardSpace<A>& space_;
+  const ForwardSpace<P>& space_;
 };
 
 // All heads of a tile.
@@ -150,7 +158,7 @@ inline std::int64_t count_tiles(const Attention& op, const SequenceSpan& sequenc
   return tiles;
 }
 
-template <class A>
+template <class P>
 inline void attend_forward(const ChunkAttentionForward& op, const SequenceSpan& sequences, int threads) {
   AttentionSizes sizes(op, sequences);
   // Smaller tiles where there are too few to keep all threads busy. What a row receives does not depend on
@@ -167,13 +175,14 @@ inline void attend_forward(const ChunkAttentionForward& op, const SequenceSpan& 
       jobs.data()[job++] = {chunk.sequence, index, tile};
     }
   });
-  const Workspaces<ForwardSpace<A>, A> workspaces(threads, sizes);
+  using A = Acc<P>;
+  const Workspaces<ForwardSpace<P>, A> workspaces(threads, sizes);
   parallel_for(jobs.size() * sizes.heads, threads, [&](std::int64_t i) {
     const TileJob& at = jobs.data()[i / sizes.heads];
     const Chunk chunk = chunk_at(op, sequences, at.sequence, at.chunk);
     const QueryTile<A> tile = tile_at<A>(chunk, at.tile, sizes.tile_rows);
-    const ForwardSpace<A> space = workspaces.at(thread_index(), sizes);
-    ForwardTile<A>(op, chunk, i % sizes.heads, tile, space).run();
+    const ForwardSpace<P> space = workspaces.at(thread_index(), sizes);
+    ForwardTile<P>(op, chunk, i % sizes.heads, tile, space).run();
   });
 }
 

@@ -5,19 +5,21 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-template <class A>
+template <class P>
 class BackwardChunk {
+  using A = Acc<P>;
+
  public:
-  explicit BackwardChunk(const BackwardJob<A>& job) : job_(job) {}
+  explicit BackwardChunk(const BackwardJob<P>& job) : job_(job) {}
 
   void run() const {
-    const BackwardSpace<A>& space = job_.space;
+    const BackwardSpace<P>& space = job_.space;
     const ChunkAttentionBackward& op = job_.op;
     start(op.dfinal_k, job_.sizes.key_dim, space.dk, space.key_pitch);
     start(op.dfinal_v, job_.sizes.value_dim, space.dv, space.value_pitch);
     for (std::int64_t i = 0; i < tile_count(job_.chunk, job_.sizes.tile_rows); ++i) {
       const QueryTile<A> tile = tile_at<A>(job_.chunk, i, job_.sizes.tile_rows);
-      BackwardTile<A>(job_, tile).run();
+      BackwardTile<P>(job_, tile).run();
     }
     finish(op.dinitial_k, op.dk, space.dk, space.key_pitch);
     finish(op.dinitial_v, op.dv, space.dv, space.value_pitch);
@@ -69,7 +71,7 @@ class BackwardChunk {
     }
   }
 
-  const BackwardJob<A>& job_;
+  const BackwardJob<P>& job_;
 };
 
 // All heads of a chunk.
@@ -84,7 +86,7 @@ inline bool jobs_fill_threads(std::int64_t jobs, double most, double total, int 
   return jobs >= 8 * threads || rounds * most * threads <= 1.1 * total;
 }
 
-template <class A>
+template <class P>
 inline void attend_backward(const ChunkAttentionBackward& op, const SequenceSpan& sequences, int threads) {
   const AttentionSizes sizes(op, sequences);
   std::int64_t chunks = 0;
@@ -102,13 +104,13 @@ inline void attend_backward(const ChunkAttentionBackward& op, const SequenceSpan
              [&](const Chunk& chunk, std::int64_t index) { jobs.data()[next++] = {chunk.sequence, index}; });
   const std::int64_t count = chunks * sizes.heads;
   const bool whole = jobs_fill_threads(count, most, total, threads);
-  const Workspaces<BackwardSpace<A>, A> spaces(whole ? threads : 1, sizes);
-  const Workspaces<PackingSpace<A>, A> packing(threads, sizes);
+  const Workspaces<BackwardSpace<P>, Acc<P>> spaces(whole ? threads : 1, sizes);
+  const Workspaces<PackingSpace<P>, Acc<P>> packing(threads, sizes);
   parallel_for(count, whole ? threads : 1, [&](std::int64_t i) {
     const ChunkJob& at = jobs.data()[i / sizes.heads];
     const Chunk chunk = chunk_at(op, sequences, at.sequence, at.index);
-    const BackwardSpace<A> space = spaces.at(whole ? thread_index() : 0, sizes);
-    BackwardChunk<A>({op, chunk, i % sizes.heads, space, sizes, packing, whole ? 1 : threads}).run();
+    const BackwardSpace<P> space = spaces.at(whole ? thread_index() : 0, sizes);
+    BackwardChunk<P>({op, chunk, i % sizes.heads, space, sizes, packing, whole ? 1 : threads}).run();
   });
 }
 

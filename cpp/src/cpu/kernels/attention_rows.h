@@ -43,19 +43,22 @@ struct PositionRows {
     });
   }
 
-  // to[i][pitch]: columns from `width` up to the next whole vector are 0.
-  void load_rows(std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width, A* to,
+  // As left operand of a product, to[i][pitch], or as right one of up to kPanel columns where pitch is
+  // kPanel.
+  template <class P>
+  void load_rows(std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width, P* to,
                  std::int64_t pitch) const {
     visit(first, count, column, width,
           [&](auto* row, std::int64_t i) { load_row(row, width, to + i * pitch); });
   }
 
-  // As right operand of a product: to[panel of columns][kDepth][kPanel].
-  template <std::int64_t kDepth>
-  void pack(std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width, A* to) const {
+  // As right operand of a product: to[panel of columns][kDepth / kGroup][kPanel][kGroup].
+  template <std::int64_t kDepth, class P>
+  void pack(std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width, P* to) const {
     visit(first, count, column, width, [&](auto* row, std::int64_t i) {
+      P* depth = to + i / kGroup<P> * kGroup<P> * kPanel<A>;
       for (std::int64_t c = 0; c < width; c += kPanel<A>) {
-        load_row(row + c, smaller(width - c, kPanel<A>), to + c * kDepth + i * kPanel<A>);
+        put_row(row + c, smaller(width - c, kPanel<A>), i % kGroup<P>, depth + c * kDepth);
       }
     });
   }
@@ -74,11 +77,24 @@ struct PositionRows {
     }
   }
 
-  template <class T>
-  static void load_row(const T* row, std::int64_t width, A* to) {
+  template <class T, class P>
+  static void load_row(const T* row, std::int64_t width, P* to) {
     std::int64_t c = 0;
-    for (; c + kLanes<A> <= width; c += kLanes<A>) store(to + c, load(row + c));
-    if (c < width) store(to + c, load_partial(row + c, width - c));
+    for (; c + kLanes<A> <= width; c += kLanes<A>) Operand<P>::store_rounded(to + c, load(row + c));
+    if (c < width) Operand<P>::store_rounded(to + c, load_partial(row + c, width - c));
+  }
+
+  // Makes a row one element of groups. The first element sets the others to 0.
+  template <class T, class P>
+  static void put_row(const T* row, std::int64_t width, std::int64_t element, P* groups) {
+    const auto put = [element](P* to, Vec<A> value) {
+      const Vec<A> spread = Operand<P>::spread(value, element);
+      Operand<P>::store_groups(
+          to, element == 0 ? spread : Operand<P>::merge(Operand<P>::load_groups(to), spread));
+    };
+    std::int64_t c = 0;
+    for (; c + kLanes<A> <= width; c += kLanes<A>) put(groups + c * kGroup<P>, load(row + c));
+    if (c < width) put(groups + c * kGroup<P>, load_partial(row + c, width - c));
   }
 };
 

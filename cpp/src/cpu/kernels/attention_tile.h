@@ -78,20 +78,44 @@ inline void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
   }
 }
 
-// What pack_queries packed of columns [column, column + kPanel) out of `depth`, turned into a right operand:
-// to[panel][depth][kPanel of queries].
-template <class A>
+// Stores rows as `count` elements of depth of a right operand, groups of them being kPanel groups apart. Rows
+// up to a whole group are there.
+template <class P, class A = Acc<P>>
+inline void store_depth(const Vec<A>* rows, std::int64_t count, P* to) {
+  for (std::int64_t k = 0; k < count; k += kGroup<P>) {
+    Vec<A> group[kGroup<P>];
+    for (int i = 0; i < kGroup<P>; ++i) group[i] = rows[k + i];
+    Operand<P>::store_groups(to + k * kPanel<A>, Operand<P>::group(group));
+  }
+}
+
+// What pack_queries packed, as a right operand whose depth is the rows: to[padded_rows][kPanel].
+template <class P, class A = Acc<P>>
+inline void group_queries(const A* packed, const QueryTile<A>& tile, P* to) {
+  constexpr std::int64_t width = kPanel<A>;
+  for (std::int64_t row = 0; row < tile.padded_rows(); row += kGroup<P>) {
+    for (std::int64_t c = 0; c < width; c += kLanes<A>) {
+      Vec<A> rows[kGroup<P>];
+      for (int i = 0; i < kGroup<P>; ++i) rows[i] = load(packed + (row + i) * width + c);
+      store_depth(rows, kGroup<P>, to + row * width + c * kGroup<P>);
+    }
+  }
+}
+
+// The same of columns [column, column + kPanel) out of `depth`, as one whose depth is the columns:
+// to[panel][depth up to a whole group][kPanel of queries].
+template <class P, class A = Acc<P>>
 inline void transpose_queries(const A* packed, const QueryTile<A>& tile, std::int64_t column,
-                              std::int64_t depth, A* to) {
+                              std::int64_t depth, P* to) {
   constexpr std::int64_t width = kPanel<A>, lanes = kLanes<A>;
-  const std::int64_t columns = smaller(width, depth - column);
+  const std::int64_t columns = smaller(width, depth - column), pitch = round_up(depth, kGroup<P>);
   for (std::int64_t row = 0; row < tile.padded_rows(); row += lanes) {
     for (std::int64_t c = 0; c < columns; c += lanes) {
       Vec<A> square[lanes];
       for (int i = 0; i < lanes; ++i) square[i] = load(packed + (row + i) * width + c);
       transpose_square<A>(square);
-      A* out = to + (row / width * depth + column + c) * width + row % width;
-      for (int i = 0; i < smaller(lanes, columns - c); ++i) store(out + i * width, square[i]);
+      store_depth(square, smaller(lanes, columns - c),
+                  to + (row / width * pitch + column + c) * width + row % width * kGroup<P>);
     }
   }
 }

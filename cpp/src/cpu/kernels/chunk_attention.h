@@ -33,14 +33,15 @@ class TensorScratch {
   Tensor tensor_;
 };
 
-template <class A>
+template <class P>
 inline void attend(const ChunkAttentionForward& op, const SequenceSpan& sequences, int threads) {
+  using A = Acc<P>;
   const int useful = useful_attention_threads(op, sequences, threads);
   const bool decode = sequences.longest == 1;
   if (decode) {
     Decode<A>(op, sequences, useful).run();
   } else {
-    attend_forward<A>(op, sequences, useful);
+    attend_forward<P>(op, sequences, useful);
   }
   write_final_state<A>(op, sequences, decode, threads);
 }
@@ -48,9 +49,9 @@ inline void attend(const ChunkAttentionForward& op, const SequenceSpan& sequence
 inline void chunk_attention_forward(const ChunkAttentionForward& op, const SequenceSpan& sequences,
                                     int threads) {
   record_isa(kIsa);
-  with_accumulator(op.v.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
-    attend<A>(op, sequences, threads);
+  with_operand(op.v.dtype, [&](auto* tag) {
+    using P = std::remove_pointer_t<decltype(tag)>;
+    attend<P>(op, sequences, threads);
   });
   zero_padding(op.y, sequences, threads);
 }
@@ -58,9 +59,9 @@ inline void chunk_attention_forward(const ChunkAttentionForward& op, const Seque
 inline void chunk_attention_backward(const ChunkAttentionBackward& op, const SequenceSpan& sequences,
                                      int threads) {
   record_isa(kIsa);
-  with_accumulator(op.v.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
-    attend_backward<A>(op, sequences, useful_attention_threads(op, sequences, threads));
+  with_operand(op.v.dtype, [&](auto* tag) {
+    using P = std::remove_pointer_t<decltype(tag)>;
+    attend_backward<P>(op, sequences, useful_attention_threads(op, sequences, threads));
   });
   zero_padding(op.dq, sequences, threads);
   zero_padding(op.dk, sequences, threads);
@@ -70,12 +71,13 @@ inline void chunk_attention_backward(const ChunkAttentionBackward& op, const Seq
 inline void normalized_attention_forward(const NormalizedAttentionForward& op, const SequenceSpan& sequences,
                                          int threads) {
   record_isa(kIsa);
-  with_accumulator(op.v.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
+  with_operand(op.v.dtype, [&](auto* tag) {
+    using P = std::remove_pointer_t<decltype(tag)>;
+    using A = Acc<P>;
     const TensorScratch<A> q(op.z), k(op.z);
     Rotary<A>(op, sequences, threads).forward(q.tensor(), k.tensor());
     const ChunkAttentionForward plain{{op, q.tensor(), k.tensor(), 1.0}, op};
-    attend<A>(plain, sequences, threads);
+    attend<P>(plain, sequences, threads);
   });
   zero_padding(op.y, sequences, threads);
 }
@@ -83,13 +85,14 @@ inline void normalized_attention_forward(const NormalizedAttentionForward& op, c
 inline void normalized_attention_backward(const NormalizedAttentionBackward& op,
                                           const SequenceSpan& sequences, int threads) {
   record_isa(kIsa);
-  with_accumulator(op.v.dtype, [&](auto* tag) {
-    using A = std::remove_pointer_t<decltype(tag)>;
+  with_operand(op.v.dtype, [&](auto* tag) {
+    using P = std::remove_pointer_t<decltype(tag)>;
+    using A = Acc<P>;
     const TensorScratch<A> q(op.z), k(op.z), dq(op.z), dk(op.z);
     const Rotary<A> rotary(op, sequences, threads);
     rotary.forward(q.tensor(), k.tensor());
     const ChunkAttentionBackward plain{{op, q.tensor(), k.tensor(), 1.0}, op, op, dq.tensor(), dk.tensor()};
-    attend_backward<A>(plain, sequences, useful_attention_threads(plain, sequences, threads));
+    attend_backward<P>(plain, sequences, useful_attention_threads(plain, sequences, threads));
     rotary.backward(dq.tensor(), dk.tensor(), op.dz, op.dgamma, op.dbeta);
   });
   zero_padding(op.dz, sequences, threads);

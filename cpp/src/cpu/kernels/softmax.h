@@ -43,15 +43,21 @@ struct ScorePanel {
     });
   }
 
-  // scores <- exp(scores - shift), and their sums.
-  void exponentiate(std::int64_t first, std::int64_t last, const A* shift, A* sums) const {
+  // weights <- exp(scores - shift) as a right operand whose depth is the keys, and their sums. Weights may
+  // lie where the scores do; `first` is a multiple of kGroup.
+  template <class P>
+  void exponentiate(std::int64_t first, std::int64_t last, const A* shift, A* sums, P* weights) const {
     with_vectors<A>(rows, [&](auto vectors) {
       Vec<A> sum[vectors] = {};
-      for (std::int64_t key = first; key < last; ++key) {
+      for (std::int64_t key = first; key < last; key += kGroup<P>) {
         for (int j = 0; j < vectors; ++j) {
-          const Vec<A> e = exp(load(at(key, j)) - load(shift + j * kLanes<A>));
-          sum[j] += e;
-          store(at(key, j), e);
+          Vec<A> group[kGroup<P>] = {};
+          for (int i = 0; i < smaller(kGroup<P>, last - key); ++i) {
+            group[i] = exp(load(at(key + i, j)) - load(shift + j * kLanes<A>));
+            sum[j] += group[i];
+          }
+          Operand<P>::store_groups(weights + key * kPanel<A> + j * kLanes<A> * kGroup<P>,
+                                   Operand<P>::group(group));
         }
       }
       for (int j = 0; j < vectors; ++j) store(sums + j * kLanes<A>, sum[j]);
