@@ -18,7 +18,7 @@ namespace megalodon::cpu {
 namespace {
 
 constexpr std::size_t kLeastKept = std::size_t{1} << 14;  // smaller blocks are malloc's own strength
-constexpr std::size_t kMostKept = std::size_t{1} << 26;   // together
+constexpr std::size_t kMostKept = std::size_t{1} << 27;   // together
 
 class Kept {
  public:
