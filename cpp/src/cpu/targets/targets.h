@@ -7,9 +7,15 @@
 
 namespace megalodon::cpu {
 
+#if defined(MEGALODON_SIMT_TARGET)
+namespace simt {
+extern const KernelTable table;  // the CUDA kernels over the interpreter of tests/simt
+}
+#else
 namespace baseline {
 extern const KernelTable table;
 }
+#endif
 #if defined(MEGALODON_X86_TARGETS)
 namespace avx2 {
 extern const KernelTable table;
@@ -27,7 +33,11 @@ extern const KernelTable table;
 // Narrowest first.
 inline std::span<const KernelTable* const> compiled_tables() {
   static constexpr const KernelTable* tables[] = {
+#if defined(MEGALODON_SIMT_TARGET)
+      &simt::table,
+#else
       &baseline::table,
+#endif
 #if defined(MEGALODON_X86_TARGETS)
       &avx2::table,
       &avx512::table,

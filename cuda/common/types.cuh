@@ -1,0 +1,93 @@
+// Element types in memory, and the type in which a kernel computes with them.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "common/device.cuh"
+#include "megalodon/dtype.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace megalodon::cuda {
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// Accumulators, parameters and states: double beside double, float otherwise.
+template <class T>
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+MEGALODON_DEVICE float read(float value) { return value; }
+MEGALODON_DEVICE double read(double value) { return value; }
+MEGALODON_DEVICE void write(float& to, float value) { to = value; }
+MEGALODON_DEVICE void write(double& to, double value) { to = value; }
+
+#if defined(__CUDACC__)
+MEGALODON_DEVICE float read(BFloat16 value) { return __uint_as_float(std::uint32_t{value.bits} << 16); }
+MEGALODON_DEVICE float read(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
+MEGALODON_DEVICE void write(BFloat16& to, float value) {
+  to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+MEGALODON_DEVICE void write(Float16& to, float value) { to.bits = __half_as_ushort(__float2half_rn(value)); }
+#else
+MEGALODON_DEVICE float read(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
+MEGALODON_DEVICE float read(Float16 value) { return static_cast<float>(std::bit_cast<_Float16>(value.bits)); }
+// To the nearest, ties to even; NaN stays NaN.
+MEGALODON_DEVICE void write(BFloat16& to, float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  to.bits = static_cast<std::uint16_t>((value != value ? bits | 0x400000u : rounded) >> 16);
+}
+MEGALODON_DEVICE void write(Float16& to, float value) {
+  to.bits = std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
+}
+#endif
+
+// V elements of memory that are read and written as one.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T element[V];
+};
+
+// V elements from p[i] on as accumulators. V > 1 needs an aligned address.
+template <int V, class T, class A>
+MEGALODON_DEVICE void load(const Global<const T>& p, std::int64_t i, A (&to)[V]) {
+  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(address(p, i, V));
+#pragma unroll
+  for (int e = 0; e < V; ++e) to[e] = read(pack.element[e]);
+}
+
+template <int V, class T, class A>
+MEGALODON_DEVICE void store(const Global<T>& p, std::int64_t i, const A (&from)[V]) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int e = 0; e < V; ++e) write(pack.element[e], from[e]);
+  *reinterpret_cast<Pack<T, V>*>(address(p, i, V)) = pack;
+}
+
+// Calls f(pointer) with a null pointer of the element type.
+template <class F>
+void with_storage(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(static_cast<float*>(nullptr));
+    case DType::float64:
+      return f(static_cast<double*>(nullptr));
+    case DType::bfloat16:
+      return f(static_cast<BFloat16*>(nullptr));
+    default:
+      return f(static_cast<Float16*>(nullptr));  // validate() lets nothing else through
+  }
+}
+
+}  // namespace megalodon::cuda

@@ -1,0 +1,17 @@
+// The operators: each queues its kernels on a Run. They are defined in ops/<op>/<op>.cu.
+#pragma once
+
+#include "kernels.h"
+
+namespace megalodon::cuda {
+
+class Run;
+
+void norm_forward(const NormForward& op, const RowShape& shape, Run& run);
+void norm_backward(const NormBackward& op, const RowShape& shape, Run& run);
+void silu_mul_forward(const SiluMulForward& op, const RowShape& shape, Run& run);
+void silu_mul_backward(const SiluMulBackward& op, const RowShape& shape, Run& run);
+void two_hop_residual_forward(const TwoHopResidualForward& op, const RowShape& shape, Run& run);
+void two_hop_residual_backward(const TwoHopResidualBackward& op, const RowShape& shape, Run& run);
+
+}  // namespace megalodon::cuda

@@ -1,0 +1,19 @@
+// The list of what this backend has.
+#include "common/entry.cuh"
+#include "ops/operators.h"
+
+namespace megalodon::cuda {
+
+const KernelTable& kernels() {
+  static constexpr KernelTable table = {
+      .norm_forward = entry<norm_forward>,
+      .norm_backward = entry<norm_backward>,
+      .silu_mul_forward = entry<silu_mul_forward>,
+      .silu_mul_backward = entry<silu_mul_backward>,
+      .two_hop_residual_forward = entry<two_hop_residual_forward>,
+      .two_hop_residual_backward = entry<two_hop_residual_backward>,
+  };
+  return table;
+}
+
+}  // namespace megalodon::cuda

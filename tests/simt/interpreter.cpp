@@ -1,0 +1,206 @@
+#include "simt/interpreter.h"
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+namespace megalodon::simt {
+namespace {
+
+constexpr std::size_t kStackBytes = std::size_t{1} << 18;  // only touched pages take memory
+constexpr int kMaxThreads = 1024;
+
+enum class Waits { nothing, block, warp, finished };
+
+// One thread of a block. Its fiber outlives the block and serves a thread of the next.
+struct Fiber {
+  ucontext_t context;
+  void* stack = nullptr;
+  int thread = 0;
+  Waits waits = Waits::finished;
+  std::uint64_t bits = 0, received = 0;
+  int source = 0;
+
+  Fiber() {
+    stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                 -1, 0);
+    if (stack == MAP_FAILED) throw std::bad_alloc();
+  }
+  ~Fiber() { munmap(stack, kStackBytes); }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+};
+
+class Machine {
+ public:
+  void launch(Grid grid, int threads, std::int64_t shared_bytes, const std::function<void()>& kernel) {
+    if (grid.x < 1 || grid.y < 1 || grid.x > INT32_MAX || grid.y > 65535 || threads < kWarp ||
+        threads > kMaxThreads || threads % kWarp != 0 || shared_bytes > 227 * 1024) {
+      throw std::runtime_error("simt: no GPU can launch this shape");
+    }
+    grid_ = grid;
+    kernel_ = &kernel;
+    shared_.resize(static_cast<std::size_t>(shared_bytes));
+    while (fibers_.size() < static_cast<std::size_t>(threads)) fibers_.push_back(std::make_unique<Fiber>());
+    threads_ = threads;
+    std::vector<std::int64_t> blocks(static_cast<std::size_t>(grid.x * grid.y));
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), random_);
+    for (const std::int64_t block : blocks) run_block({block % grid.x, block / grid.x});
+  }
+
+  void wait(Waits what) {
+    running_->waits = what;
+    swapcontext(&running_->context, &scheduler_);
+  }
+
+  Fiber& running() { return *running_; }
+  Grid grid() const { return grid_; }
+  Grid block() const { return block_; }
+  int threads() const { return threads_; }
+  std::vector<unsigned char>& shared() { return shared_; }
+
+ private:
+  void run_block(Grid block) {
+    block_ = block;
+    std::fill(shared_.begin(), shared_.end(), 0xFF);
+    std::vector<Fiber*> ready;
+    for (int i = 0; i < threads_; ++i) {
+      Fiber& fiber = *fibers_[static_cast<std::size_t>(i)];
+      fiber.thread = i;
+      fiber.waits = Waits::nothing;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack;
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Machine::enter, 0);
+      ready.push_back(&fiber);
+    }
+    while (!ready.empty()) {
+      std::shuffle(ready.begin(), ready.end(), random_);
+      for (Fiber* fiber : ready) {
+        running_ = fiber;
+        swapcontext(&scheduler_, &fiber->context);
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+      }
+      ready = released();
+    }
+  }
+
+  // Whoever goes on now that everybody waits or has finished; nobody once all have finished.
+  std::vector<Fiber*> released() {
+    std::vector<Fiber*> ready;
+    int finished = 0, at_barrier = 0;
+    for (int first = 0; first < threads_; first += kWarp) {
+      const auto lane = [&](int i) -> Fiber& { return *fibers_[static_cast<std::size_t>(first + i)]; };
+      int shuffling = 0;
+      for (int i = 0; i < kWarp; ++i) {
+        shuffling += lane(i).waits == Waits::warp;
+        finished += lane(i).waits == Waits::finished;
+        at_barrier += lane(i).waits == Waits::block;
+      }
+      if (shuffling != 0 && shuffling != kWarp) miss("shuffle", shuffling, kWarp);
+      if (shuffling == 0) continue;
+      for (int i = 0; i < kWarp; ++i) lane(i).received = lane(lane(i).source).bits;
+      for (int i = 0; i < kWarp; ++i) release(lane(i), ready);
+    }
+    if (at_barrier == threads_) {
+      for (int i = 0; i < threads_; ++i) release(*fibers_[static_cast<std::size_t>(i)], ready);
+    }
+    if (ready.empty() && finished != threads_) miss("barrier", at_barrier, threads_);
+    return ready;
+  }
+
+  static void release(Fiber& fiber, std::vector<Fiber*>& ready) {
+    fiber.waits = Waits::nothing;
+    ready.push_back(&fiber);
+  }
+
+  [[noreturn]] void miss(const std::string& what, int came, int expected) const {
+    throw std::runtime_error("simt: block (" + std::to_string(block_.x) + ", " + std::to_string(block_.y) +
+                             "): a " + what + " was reached by " + std::to_string(came) + " of " +
+                             std::to_string(expected) + " threads");
+  }
+
+  static void enter();
+
+  ucontext_t scheduler_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<unsigned char> shared_;
+  std::minstd_rand random_{1};
+  const std::function<void()>* kernel_ = nullptr;
+  Fiber* running_ = nullptr;
+  std::exception_ptr error_;
+  Grid grid_, block_;
+  int threads_ = 0;
+};
+
+Machine& machine() {
+  thread_local Machine one;
+  return one;
+}
+
+// Never returns: a finished fiber is never resumed.
+void Machine::enter() {
+  Machine& self = machine();
+  try {
+    (*self.kernel_)();
+  } catch (...) {
+    self.error_ = std::current_exception();
+  }
+  self.wait(Waits::finished);
+}
+
+}  // namespace
+
+void launch(Grid grid, int threads, std::int64_t shared_bytes, const std::function<void()>& kernel) {
+  machine().launch(grid, threads, shared_bytes, kernel);
+}
+
+int thread_index() { return machine().running().thread; }
+int block_threads() { return machine().threads(); }
+std::int64_t block_x() { return machine().block().x; }
+std::int64_t block_y() { return machine().block().y; }
+Grid grid() { return machine().grid(); }
+
+void block_barrier() { machine().wait(Waits::block); }
+
+std::uint64_t warp_exchange(std::uint64_t bits, int source) {
+  if (source < 0 || source >= kWarp) fail("shuffle from lane " + std::to_string(source));
+  Fiber& self = machine().running();
+  self.bits = bits;
+  self.source = source;
+  machine().wait(Waits::warp);
+  return self.received;
+}
+
+void* shared_memory(std::int64_t offset, std::int64_t bytes) {
+  auto& shared = machine().shared();
+  const auto size = static_cast<std::int64_t>(shared.size());
+  if (offset + bytes > size) {
+    fail("shared memory of " + std::to_string(size) + " bytes is asked for byte " +
+         std::to_string(offset + bytes));
+  }
+  return shared.data() + offset;
+}
+
+void fail(const std::string& what) {
+  throw std::runtime_error("simt: block (" + std::to_string(block_x()) + ", " + std::to_string(block_y()) +
+                           "), thread " + std::to_string(thread_index()) + ": " + what);
+}
+
+void fail_bounds(const char* memory, std::int64_t i, int count, std::int64_t low, std::int64_t high) {
+  fail(std::string(memory) + ": elements [" + std::to_string(i) + ", " + std::to_string(i + count) +
+       ") of [" + std::to_string(low) + ", " + std::to_string(high) + ")");
+}
+
+}  // namespace megalodon::simt

@@ -1,0 +1,88 @@
+"""The interpreter runs right kernels right, and finds the faults that a GPU passes over in silence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+COMPILER = shutil.which("g++") or shutil.which("c++")
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Run:
+    """Runs a kernel of faults.cpp; (exit status, what it printed)."""
+    assert COMPILER, "a C++ compiler built this package"
+    program = tmp_path_factory.mktemp("simt") / "faults"
+    sources = [REPOSITORY / "tests/simt" / name for name in ("faults.cpp", "interpreter.cpp")]
+    sources.append(REPOSITORY / "cpp/src/tensor.cpp")
+    folders = [f"-I{REPOSITORY / folder}" for folder in ("tests", "cuda", "cpp/include")]
+    subprocess.run([COMPILER, "-std=c++20", "-O1", *folders, *sources, "-o", program], check=True)
+
+    def called(*arguments: str) -> tuple[int, str]:
+        finished = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        return finished.returncode, finished.stdout.strip()
+
+    return called
+
+
+def sums() -> list[int]:
+    return [sum(range(128 * block, 128 * (block + 1))) for block in range(4)]
+
+
+@pytest.mark.parametrize("kernel", ["sum", "sum_by_warps"])
+def test_a_right_kernel(run, kernel):
+    assert run(kernel) == (0, " ".join(map(str, sums())))
+
+
+def test_a_missing_barrier_changes_the_result(run):
+    status, printed = run("sum_without_barrier")
+    assert status == 0
+    assert printed.split() != list(map(str, sums()))
+
+
+def test_blocks_have_no_order(run):
+    assert run("blocks_in_order") != (0, "1 2 3 4")
+
+
+def test_shared_memory_starts_as_nan(run):
+    status, printed = run("unwritten_shared")
+    assert status == 0
+    assert {value.lstrip("-") for value in printed.split()} == {"nan"}
+
+
+FAULTS = {
+    "barrier_of_some": "a barrier was reached by 64 of 128 threads",
+    "barrier_after_an_exit": "a barrier was reached by 127 of 128 threads",
+    "shuffle_of_some": "a shuffle was reached by 16 of 32 threads",
+    "shuffle_beside_a_barrier": "a shuffle was reached by 16 of 32 threads",
+    "shuffle_from_no_lane": "shuffle from lane 32",
+    "global_past_the_end": "x: elements [512, 513) of [0, 512)",
+    "global_before_the_start": "y: elements [-2, -1) of [-1, 3)",
+    "global_that_is_absent": "no memory: elements [0, 1) of [0, 0)",
+    "vector_past_the_end": "x: elements [510, 514) of [0, 512)",
+    "vector_misaligned": "misaligned vector access",
+    "shared_past_the_end": "shared memory: elements [128, 129) of [0, 128)",
+    "more_shared_than_launched": "shared memory of 512 bytes is asked for byte 528",
+}
+
+
+@pytest.mark.parametrize(("kernel", "message"), FAULTS.items(), ids=FAULTS)
+def test_a_fault_is_an_error(run, kernel, message):
+    status, printed = run(kernel)
+    assert status == 1
+    assert printed.startswith("simt: block (")
+    assert message in printed
+
+
+@pytest.mark.parametrize("threads", [0, 31, 33, 1056])
+def test_a_block_is_whole_warps(run, threads):
+    assert run("sum", str(threads)) == (1, "simt: no GPU can launch this shape")
