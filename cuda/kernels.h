@@ -13,7 +13,13 @@ namespace megalodon::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// The driver refused a launch.
+// Device memory that belongs to one call, at least 256-byte aligned.
+struct Workspace {
+  void* data = nullptr;
+  std::int64_t bytes = 0;
+};
+
+// The driver refused a launch, or the workspace is too small.
 class LaunchError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -24,7 +30,7 @@ class LaunchError : public std::runtime_error {
 template <class Op, class Shape>
 struct Entry {
   std::int64_t (*workspace_bytes)(const Op&, const Shape&) = nullptr;
-  void (*run)(const Op&, const Shape&, Stream stream, void* workspace) = nullptr;
+  void (*run)(const Op&, const Shape&, Stream stream, Workspace workspace) = nullptr;
 
   explicit operator bool() const { return run != nullptr; }
 };

@@ -6,6 +6,10 @@ namespace megalodon::cuda {
 
 const KernelTable& kernels() {
   static constexpr KernelTable table = {
+      .cema_forward = entry<cema_forward>,
+      .cema_backward = entry<cema_backward>,
+      .cema_coefficients_forward = entry<cema_coefficients_forward>,
+      .cema_coefficients_backward = entry<cema_coefficients_backward>,
       .norm_forward = entry<norm_forward>,
       .norm_backward = entry<norm_backward>,
       .silu_mul_forward = entry<silu_mul_forward>,

@@ -16,7 +16,7 @@ struct EntryOf<F> {
         F(op, shape, dry);
         return dry.workspace_bytes();
       },
-      [](const Op& op, const Shape& shape, Stream stream, void* workspace) {
+      [](const Op& op, const Shape& shape, Stream stream, Workspace workspace) {
         Run run(stream, workspace);
         F(op, shape, run);
       }};

@@ -17,12 +17,12 @@ struct Blocks {
   std::int64_t y = 1;  // at most 65535
 };
 
-inline constexpr std::int64_t kMostBlocks = 0x7FFFFFFF;
+constexpr std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 // Of shared memory for `count` elements, as SharedMemory hands it out.
 template <class T>
 constexpr std::int64_t shared_size(std::int64_t count) {
-  return (count * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+  return divide_up(count * static_cast<std::int64_t>(sizeof(T)), 16) * 16;
 }
 
 // An operator is one function of its descriptor and a Run. It runs twice: dry, when it only adds up its
@@ -30,15 +30,18 @@ constexpr std::int64_t shared_size(std::int64_t count) {
 class Run {
  public:
   Run() : dry_(true) {}
-  Run(Stream stream, void* workspace) : stream_(stream), workspace_(static_cast<char*>(workspace)) {}
+  Run(Stream stream, Workspace workspace) : stream_(stream), given_(workspace) {}
 
   std::int64_t workspace_bytes() const { return used_; }
 
   // Uninitialized; every kernel of the call sees it.
   template <class T>
   Global<T> workspace(std::int64_t count) {
-    T* part = dry_ ? nullptr : reinterpret_cast<T*>(workspace_ + used_);
-    used_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    // A dry run has addresses too, so that what is present in a run is present in both.
+    char* start = dry_ ? reinterpret_cast<char*>(kAlignment) : static_cast<char*>(given_.data);
+    T* part = reinterpret_cast<T*>(start + used_);
+    used_ += divide_up(count * static_cast<std::int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    if (!dry_ && used_ > given_.bytes) throw LaunchError("the workspace is smaller than workspace_bytes");
     return span(part, 0, count, "workspace");
   }
 
@@ -86,7 +89,7 @@ class Run {
 #endif
 
   Stream stream_ = nullptr;
-  char* workspace_ = nullptr;
+  Workspace given_;
   std::int64_t used_ = 0;
   bool dry_ = false;
 };
@@ -102,7 +105,5 @@ Global<T> elements(const Tensor& tensor, const char* memory) {
   }
   return Run::span(tensor.as<T>(), low, high, memory);
 }
-
-constexpr std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace megalodon::cuda

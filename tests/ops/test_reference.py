@@ -19,6 +19,9 @@ SEQUENCES = [
     {"tokens": PADDED},
     {"tokens": ONE},
     {"tokens": Tokens(batch=1, length=37)},
+    # More tokens than a tile of any backend holds, and sequences that end on its boundary and beside it.
+    {"tokens": Tokens(documents=(130, 0, 1, 64, 65))},
+    {"tokens": Tokens(batch=2, length=150, padded=True)},
 ]
 ATTENTION = [
     *SEQUENCES,

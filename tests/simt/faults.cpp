@@ -116,7 +116,7 @@ const std::map<std::string, void (*)(Args)> kKernels = {
 int run(const std::string& name, int threads) {
   alignas(16) static float x[4 * kThreads], y[4];
   for (int i = 0; i < 4 * kThreads; ++i) x[i] = static_cast<float>(i);
-  Run call(nullptr, nullptr);
+  Run call(nullptr, {});
   try {
     call.launch(kKernels.at(name), {4}, threads, shared_size<float>(kThreads),
                 Args{Run::span<const float>(x, 0, 4 * kThreads, "x"), Run::span<float>(y, 0, 4, "y")});

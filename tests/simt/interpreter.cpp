@@ -76,13 +76,7 @@ class Machine {
     std::vector<Fiber*> ready;
     for (int i = 0; i < threads_; ++i) {
       Fiber& fiber = *fibers_[static_cast<std::size_t>(i)];
-      fiber.thread = i;
-      fiber.waits = Waits::nothing;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack;
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Machine::enter, 0);
+      prepare(fiber, i);
       ready.push_back(&fiber);
     }
     while (!ready.empty()) {
@@ -94,6 +88,16 @@ class Machine {
       }
       ready = released();
     }
+  }
+
+  static void prepare(Fiber& fiber, int thread) {
+    fiber.thread = thread;
+    fiber.waits = Waits::nothing;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Machine::enter, 0);
   }
 
   // Whoever goes on now that everybody waits or has finished; nobody once all have finished.

@@ -17,12 +17,12 @@ template <class Op, class Shape>
 void call(const cuda::Entry<Op, Shape>& entry, const Op& op, const Shape& shape) {
   record_isa(kName);
   if (!entry) throw std::runtime_error("there is no CUDA kernel of this operator");
-  const auto bytes = static_cast<std::size_t>(entry.workspace_bytes(op, shape));
-  const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, bytes + 256),
-                                                              &std::free);
-  if (workspace == nullptr) throw std::bad_alloc();
-  std::memset(workspace.get(), 0xFF, bytes);
-  entry.run(op, shape, nullptr, workspace.get());
+  const std::int64_t bytes = entry.workspace_bytes(op, shape);
+  const std::unique_ptr<void, decltype(&std::free)> memory(
+      std::aligned_alloc(256, static_cast<std::size_t>(bytes)), &std::free);
+  if (memory == nullptr && bytes > 0) throw std::bad_alloc();
+  std::memset(memory.get(), 0xFF, static_cast<std::size_t>(bytes));
+  entry.run(op, shape, nullptr, {memory.get(), bytes});
 }
 
 // The entry of the table for the CPU: a sequence operator's takes its list of sequences too.
