@@ -10,6 +10,8 @@ const KernelTable& kernels() {
       .cema_backward = entry<cema_backward>,
       .cema_coefficients_forward = entry<cema_coefficients_forward>,
       .cema_coefficients_backward = entry<cema_coefficients_backward>,
+      .timestep_norm_forward = entry<timestep_norm_forward>,
+      .timestep_norm_backward = entry<timestep_norm_backward>,
       .norm_forward = entry<norm_forward>,
       .norm_backward = entry<norm_backward>,
       .silu_mul_forward = entry<silu_mul_forward>,

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from megalodon_core import runtime
 
 SIMT = runtime.available_isas() == ["simt"]
-"""Whether this build runs the CUDA kernels over the interpreter (tests/simt), at a millionth of their speed."""
+"""Whether this build runs the CUDA kernels over the interpreter (tests/simt), far slower than a GPU."""
 
 # Derandomized, so that a run is reproducible; no deadline, since a first example may import or compile.
 settings.register_profile(

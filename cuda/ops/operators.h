@@ -11,6 +11,8 @@ void cema_forward(const CemaForward& op, const CemaShape& shape, Run& run);
 void cema_backward(const CemaBackward& op, const CemaShape& shape, Run& run);
 void cema_coefficients_forward(const CemaCoefficientsForward& op, const CemaShape& shape, Run& run);
 void cema_coefficients_backward(const CemaCoefficientsBackward& op, const CemaShape& shape, Run& run);
+void timestep_norm_forward(const TimestepNormForward& op, const TimestepNormShape& shape, Run& run);
+void timestep_norm_backward(const TimestepNormBackward& op, const TimestepNormShape& shape, Run& run);
 void norm_forward(const NormForward& op, const RowShape& shape, Run& run);
 void norm_backward(const NormBackward& op, const RowShape& shape, Run& run);
 void silu_mul_forward(const SiluMulForward& op, const RowShape& shape, Run& run);

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <csetjmp>
 
 #include <algorithm>
 #include <cstring>
@@ -21,9 +22,12 @@ constexpr int kMaxThreads = 1024;
 
 enum class Waits { nothing, block, warp, finished };
 
-// One thread of a block. Its fiber outlives the block and serves a thread of the next.
+// One thread of a block. Its fiber outlives the block and serves a thread of the next. A context starts it;
+// from then on jumps switch, which spare the system calls that switching contexts makes.
 struct Fiber {
   ucontext_t context;
+  std::jmp_buf point;
+  bool started = false;
   void* stack = nullptr;
   int thread = 0;
   Waits waits = Waits::finished;
@@ -60,7 +64,7 @@ class Machine {
 
   void wait(Waits what) {
     running_->waits = what;
-    swapcontext(&running_->context, &scheduler_);
+    if (_setjmp(running_->point) == 0) std::longjmp(scheduler_, 1);
   }
 
   Fiber& running() { return *running_; }
@@ -76,28 +80,36 @@ class Machine {
     std::vector<Fiber*> ready;
     for (int i = 0; i < threads_; ++i) {
       Fiber& fiber = *fibers_[static_cast<std::size_t>(i)];
-      prepare(fiber, i);
+      fiber.thread = i;
+      fiber.waits = Waits::nothing;
       ready.push_back(&fiber);
     }
     while (!ready.empty()) {
       std::shuffle(ready.begin(), ready.end(), random_);
       for (Fiber* fiber : ready) {
         running_ = fiber;
-        swapcontext(&scheduler_, &fiber->context);
-        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+        if (_setjmp(scheduler_) == 0) resume(*fiber);
+        if (error_) abandon();
       }
       ready = released();
     }
   }
 
-  static void prepare(Fiber& fiber, int thread) {
-    fiber.thread = thread;
-    fiber.waits = Waits::nothing;
+  static void resume(Fiber& fiber) {
+    if (fiber.started) std::longjmp(fiber.point, 1);
+    fiber.started = true;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &Machine::enter, 0);
+    setcontext(&fiber.context);
+  }
+
+  // Forgets the threads that still wait somewhere inside the kernel.
+  [[noreturn]] void abandon() {
+    for (const auto& fiber : fibers_) fiber->started &= fiber->waits == Waits::finished;
+    std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   // Whoever goes on now that everybody waits or has finished; nobody once all have finished.
@@ -129,15 +141,16 @@ class Machine {
     ready.push_back(&fiber);
   }
 
-  [[noreturn]] void miss(const std::string& what, int came, int expected) const {
-    throw std::runtime_error("simt: block (" + std::to_string(block_.x) + ", " + std::to_string(block_.y) +
-                             "): a " + what + " was reached by " + std::to_string(came) + " of " +
-                             std::to_string(expected) + " threads");
+  [[noreturn]] void miss(const std::string& what, int came, int expected) {
+    error_ = std::make_exception_ptr(std::runtime_error(
+        "simt: block (" + std::to_string(block_.x) + ", " + std::to_string(block_.y) + "): a " + what +
+        " was reached by " + std::to_string(came) + " of " + std::to_string(expected) + " threads"));
+    abandon();
   }
 
   static void enter();
 
-  ucontext_t scheduler_;
+  std::jmp_buf scheduler_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<unsigned char> shared_;
   std::minstd_rand random_{1};
@@ -153,15 +166,17 @@ Machine& machine() {
   return one;
 }
 
-// Never returns: a finished fiber is never resumed.
+// Runs one thread after another: a finished one is resumed as a thread of the next block.
 void Machine::enter() {
   Machine& self = machine();
-  try {
-    (*self.kernel_)();
-  } catch (...) {
-    self.error_ = std::current_exception();
+  for (;;) {
+    try {
+      (*self.kernel_)();
+    } catch (...) {
+      self.error_ = std::current_exception();
+    }
+    self.wait(Waits::finished);
   }
-  self.wait(Waits::finished);
 }
 
 }  // namespace
