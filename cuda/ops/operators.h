@@ -13,6 +13,12 @@ void cema_coefficients_forward(const CemaCoefficientsForward& op, const CemaShap
 void cema_coefficients_backward(const CemaCoefficientsBackward& op, const CemaShape& shape, Run& run);
 void timestep_norm_forward(const TimestepNormForward& op, const TimestepNormShape& shape, Run& run);
 void timestep_norm_backward(const TimestepNormBackward& op, const TimestepNormShape& shape, Run& run);
+void chunk_attention_forward(const ChunkAttentionForward& op, const AttentionShape& shape, Run& run);
+void chunk_attention_backward(const ChunkAttentionBackward& op, const AttentionShape& shape, Run& run);
+void normalized_attention_forward(const NormalizedAttentionForward& op, const AttentionShape& shape,
+                                  Run& run);
+void normalized_attention_backward(const NormalizedAttentionBackward& op, const AttentionShape& shape,
+                                   Run& run);
 void norm_forward(const NormForward& op, const RowShape& shape, Run& run);
 void norm_backward(const NormBackward& op, const RowShape& shape, Run& run);
 void silu_mul_forward(const SiluMulForward& op, const RowShape& shape, Run& run);
