@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "backend.h"
 #include "frontend.h"
 #include "megalodon/error.h"
 
@@ -12,10 +13,9 @@ namespace megalodon::bindings {
 // without the GIL. The first input that is read names the framework in messages about the others.
 class Call {
  public:
-  Call(const char* op, const Frontend& frontend, int threads);
+  Call(const char* op, const Frontend& frontend, Queue queue);
 
   const char* op() const { return op_; }
-  int threads() const { return threads_; }
 
   // A contiguous input; absent where the array is None.
   Tensor input(const char* argument, py::handle array) { return read(argument, array, false); }
@@ -32,23 +32,22 @@ class Call {
   // The input that was read from `array` as an output.
   Tensor output_in_place(const char* argument, py::handle array, const Tensor& input);
 
-  // Runs the kernel and returns the outputs.
-  template <class Kernel>
-  py::tuple run(const Kernel& kernel) {
-    {
-      const py::gil_scoped_release release;
-      kernel();
-    }
+  // Runs a kernel of the backend's table and returns the outputs.
+  template <class Kernel, class Op, class Shape>
+  py::tuple run(Kernel Kernels::* kernel, const Op& op, const Shape& shape) {
+    execute(op_, kernels().*kernel, op, shape, queue_, [&](std::int64_t bytes) { return workspace(bytes); });
     return py::tuple(outputs_);
   }
 
  private:
   Tensor read(const char* argument, py::handle array, bool strided);
   Tensor output(const char* argument, DType dtype, int rank, const std::int64_t* sizes);
+  // Memory for the time of the call; `bytes` is a multiple of 8.
+  void* workspace(std::int64_t bytes);
 
   const char* op_;
   const Frontend& frontend_;
-  int threads_;
+  Queue queue_;
   const char* first_argument_ = nullptr;
   py::list owners_, outputs_;
 };

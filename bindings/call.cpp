@@ -1,18 +1,10 @@
 #include "bindings.h"
 
 namespace megalodon::bindings {
-namespace {
 
-constexpr int kMaxThreads = 1024;  // OpenMP ends the process when the system refuses it a thread
-
-}  // namespace
-
-Call::Call(const char* op, const Frontend& frontend, int threads)
-    : op_(op), frontend_(frontend), threads_(threads) {
-  if (threads < 1 || threads > kMaxThreads) {
-    throw Error(Error::Kind::value, op, "threads", "an integer in [1, " + std::to_string(kMaxThreads) + "]",
-                std::to_string(threads));
-  }
+Call::Call(const char* op, const Frontend& frontend, Queue queue)
+    : op_(op), frontend_(frontend), queue_(queue) {
+  check_queue(op, queue);
 }
 
 Tensor Call::read(const char* argument, py::handle array, bool strided) {
@@ -55,11 +47,19 @@ Tensor Call::output_in_place(const char* argument, py::handle array, const Tenso
   return input;
 }
 
+void* Call::workspace(std::int64_t bytes) {
+  const std::int64_t size = bytes / 8;
+  py::object array;
+  const Tensor tensor = frontend_.allocate(op_, "workspace", DType::int64, 1, &size, array);
+  owners_.append(std::move(array));
+  return tensor.data;
+}
+
 void register_frontend(py::module_& module) {
-  py::class_<Frontend>(module, "Frontend", "An array framework, as its module in frontends describes it.")
+  py::class_<Frontend>(module, "Frontend", py::module_local(),
+                       "An array framework, as its module in frontends describes it.")
       .def(py::init<py::type, py::function, py::function, const py::tuple&>(), py::arg("array_type"),
            py::arg("describe"), py::arg("allocate"), py::arg("direct_types"));
-  module.attr("thread_limit") = kMaxThreads;
 }
 
 }  // namespace megalodon::bindings

@@ -1,5 +1,4 @@
 #include "bindings.h"
-#include "cpu/kernels.h"
 
 namespace megalodon::bindings {
 namespace {
@@ -68,47 +67,41 @@ void allocate_gradients(Call& call, AttentionGradients& to, const Attention& op)
   to.dinitial_v = call.output_like("initial_state.v", op.initial_v);
 }
 
-py::tuple chunk_forward(const Frontend& frontend, int threads, py::handle q, py::handle k, py::handle v,
+py::tuple chunk_forward(const Frontend& frontend, Queue queue, py::handle q, py::handle k, py::handle v,
                         const Shared& shared, double scale) {
-  Call call("chunk_attention", frontend, threads);
+  Call call("chunk_attention", frontend, queue);
   ChunkAttentionForward op{plain(call, q, k, v, shared, scale), {}};
   const AttentionShape shape = validate(op);
   allocate_outputs(call, op, op, shared, shape);
-  return call.run([&] {
-    cpu::kernels().chunk_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::chunk_attention_forward, op, shape);
 }
 
-py::tuple chunk_backward(const Frontend& frontend, int threads, const Cotangents& cotangents, py::handle q,
+py::tuple chunk_backward(const Frontend& frontend, Queue queue, const Cotangents& cotangents, py::handle q,
                          py::handle k, py::handle v, const Shared& shared, double scale) {
-  Call call("chunk_attention", frontend, threads);
+  Call call("chunk_attention", frontend, queue);
   ChunkAttentionBackward op{plain(call, q, k, v, shared, scale), read(call, cotangents), {}, {}, {}};
   const AttentionShape shape = validate(op);
   validate_cotangents(op, shape);
   op.dq = call.output_like("q", op.q);
   op.dk = call.output_like("k", op.k);
   allocate_gradients(call, op, op);
-  return call.run([&] {
-    cpu::kernels().chunk_attention_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::chunk_attention_backward, op, shape);
 }
 
-py::tuple normalized_forward(const Frontend& frontend, int threads, py::handle z, py::handle gamma,
+py::tuple normalized_forward(const Frontend& frontend, Queue queue, py::handle z, py::handle gamma,
                              py::handle beta, py::handle v, const Shared& shared, double rope_base,
                              double eps) {
-  Call call("normalized_attention", frontend, threads);
+  Call call("normalized_attention", frontend, queue);
   NormalizedAttentionForward op{normalized(call, z, gamma, beta, v, shared, rope_base, eps), {}};
   const AttentionShape shape = validate(op);
   allocate_outputs(call, op, op, shared, shape);
-  return call.run([&] {
-    cpu::kernels().normalized_attention_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::normalized_attention_forward, op, shape);
 }
 
-py::tuple normalized_backward(const Frontend& frontend, int threads, const Cotangents& cotangents,
+py::tuple normalized_backward(const Frontend& frontend, Queue queue, const Cotangents& cotangents,
                               py::handle z, py::handle gamma, py::handle beta, py::handle v,
                               const Shared& shared, double rope_base, double eps) {
-  Call call("normalized_attention", frontend, threads);
+  Call call("normalized_attention", frontend, queue);
   NormalizedAttentionBackward op{
       normalized(call, z, gamma, beta, v, shared, rope_base, eps), read(call, cotangents), {}, {}, {}, {}};
   const AttentionShape shape = validate(op);
@@ -117,9 +110,7 @@ py::tuple normalized_backward(const Frontend& frontend, int threads, const Cotan
   op.dgamma = call.output_like("gamma", op.gamma);
   op.dbeta = call.output_like("beta", op.beta);
   allocate_gradients(call, op, op);
-  return call.run([&] {
-    cpu::kernels().normalized_attention_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::normalized_attention_backward, op, shape);
 }
 
 }  // namespace
@@ -128,60 +119,60 @@ void register_chunk_attention(py::module_& module) {
   using namespace py::literals;
   module.def(
       "chunk_attention_forward",
-      [](const Frontend& frontend, int threads, py::handle q, py::handle k, py::handle v,
+      [](const Frontend& frontend, Queue queue, py::handle q, py::handle k, py::handle v,
          py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
          py::handle padding_mask, std::int64_t chunk_size, double scale, double dropout_p, std::uint64_t seed,
          bool donate_state) {
-        return chunk_forward(frontend, threads, q, k, v,
+        return chunk_forward(frontend, queue, q, k, v,
                              {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size,
                               dropout_p, seed, donate_state},
                              scale);
       },
-      "frontend"_a, "threads"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a, "initial_v"_a, "initial_length"_a,
-      "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a, "dropout_p"_a, "seed"_a,
-      "donate_state"_a = false, "-> (y, k, v, length)");
+      "frontend"_a, py::arg(kQueueName), "q"_a, "k"_a, "v"_a, "initial_k"_a, "initial_v"_a,
+      "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a, "dropout_p"_a,
+      "seed"_a, "donate_state"_a = false, "-> (y, k, v, length)");
   module.def(
       "chunk_attention_backward",
-      [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
+      [](const Frontend& frontend, Queue queue, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
          py::handle q, py::handle k, py::handle v, py::handle initial_k, py::handle initial_v,
          py::handle initial_length, py::handle cu_seqlens, py::handle padding_mask, std::int64_t chunk_size,
          double scale, double dropout_p, std::uint64_t seed) {
         return chunk_backward(
-            frontend, threads, {dy, dfinal_k, dfinal_v}, q, k, v,
+            frontend, queue, {dy, dfinal_k, dfinal_v}, q, k, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             scale);
       },
-      "frontend"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "q"_a, "k"_a, "v"_a, "initial_k"_a,
-      "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "scale"_a,
-      "dropout_p"_a, "seed"_a, "-> (dq, dk, dv, dinitial_k and dinitial_v if initial_k)");
+      "frontend"_a, py::arg(kQueueName), "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "q"_a, "k"_a, "v"_a,
+      "initial_k"_a, "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a,
+      "scale"_a, "dropout_p"_a, "seed"_a, "-> (dq, dk, dv, dinitial_k and dinitial_v if initial_k)");
   module.def(
       "normalized_attention_forward",
-      [](const Frontend& frontend, int threads, py::handle z, py::handle gamma, py::handle beta, py::handle v,
+      [](const Frontend& frontend, Queue queue, py::handle z, py::handle gamma, py::handle beta, py::handle v,
          py::handle initial_k, py::handle initial_v, py::handle initial_length, py::handle cu_seqlens,
          py::handle padding_mask, std::int64_t chunk_size, double rope_base, double eps, double dropout_p,
          std::uint64_t seed, bool donate_state) {
-        return normalized_forward(frontend, threads, z, gamma, beta, v,
+        return normalized_forward(frontend, queue, z, gamma, beta, v,
                                   {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size,
                                    dropout_p, seed, donate_state},
                                   rope_base, eps);
       },
-      "frontend"_a, "threads"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a, "initial_k"_a, "initial_v"_a,
+      "frontend"_a, py::arg(kQueueName), "z"_a, "gamma"_a, "beta"_a, "v"_a, "initial_k"_a, "initial_v"_a,
       "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a, "rope_base"_a, "eps"_a,
       "dropout_p"_a, "seed"_a, "donate_state"_a = false, "-> (y, k, v, length)");
   module.def(
       "normalized_attention_backward",
-      [](const Frontend& frontend, int threads, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
+      [](const Frontend& frontend, Queue queue, py::handle dy, py::handle dfinal_k, py::handle dfinal_v,
          py::handle z, py::handle gamma, py::handle beta, py::handle v, py::handle initial_k,
          py::handle initial_v, py::handle initial_length, py::handle cu_seqlens, py::handle padding_mask,
          std::int64_t chunk_size, double rope_base, double eps, double dropout_p, std::uint64_t seed) {
         return normalized_backward(
-            frontend, threads, {dy, dfinal_k, dfinal_v}, z, gamma, beta, v,
+            frontend, queue, {dy, dfinal_k, dfinal_v}, z, gamma, beta, v,
             {initial_k, initial_v, initial_length, cu_seqlens, padding_mask, chunk_size, dropout_p, seed},
             rope_base, eps);
       },
-      "frontend"_a, "threads"_a, "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "z"_a, "gamma"_a, "beta"_a, "v"_a,
-      "initial_k"_a, "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a, "chunk_size"_a,
-      "rope_base"_a, "eps"_a, "dropout_p"_a, "seed"_a,
+      "frontend"_a, py::arg(kQueueName), "dy"_a, "dfinal_k"_a, "dfinal_v"_a, "z"_a, "gamma"_a, "beta"_a,
+      "v"_a, "initial_k"_a, "initial_v"_a, "initial_length"_a, "cu_seqlens"_a, "padding_mask"_a,
+      "chunk_size"_a, "rope_base"_a, "eps"_a, "dropout_p"_a, "seed"_a,
       "-> (dz, dgamma, dbeta, dv, dinitial_k and dinitial_v if initial_k)");
 }
 

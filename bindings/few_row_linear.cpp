@@ -1,7 +1,6 @@
 #include "megalodon/ops/few_row_linear.h"
 
 #include "bindings.h"
-#include "cpu/kernels.h"
 
 namespace megalodon::bindings {
 
@@ -10,14 +9,14 @@ void register_few_row_linear(py::module_& module) {
   module.attr("few_rows") = kFewRows;
   module.def(
       "few_row_linear",
-      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, py::handle bias) {
-        Call call("few_row_linear", frontend, threads);
+      [](const Frontend& frontend, Queue queue, py::handle x, py::handle weight, py::handle bias) {
+        Call call("few_row_linear", frontend, queue);
         FewRowLinear op{call.input("x", x), call.input("weight", weight), call.input("bias", bias), {}};
         validate(op);
         op.y = call.output("y", op.x.dtype, {op.x.size(0), op.weight.size(0)});
-        return call.run([&] { cpu::kernels().few_row_linear(op, threads); });
+        return call.run(&Kernels::few_row_linear, op, nullptr);
       },
-      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "-> (y,)");
+      "frontend"_a, py::arg(kQueueName), "x"_a, "weight"_a, "bias"_a, "-> (y,)");
 }
 
 }  // namespace megalodon::bindings

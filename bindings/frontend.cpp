@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "backend.h"
 #include "megalodon/error.h"
 
 namespace megalodon::bindings {
@@ -71,7 +72,7 @@ struct Description {
     tensor.writeable = PyObject_IsTrue(item(5)) == 1;
     if (failed() || dtype < 0 || dtype >= kDTypeCount) return false;
     tensor.dtype = static_cast<DType>(dtype);
-    return tensor.device.type == DeviceType::cpu && read_axes(item(6), item(7));
+    return tensor.device.type == kDevice && read_axes(item(6), item(7));
   }
 
  private:
@@ -129,11 +130,12 @@ Tensor Frontend::read_directly(py::handle array, bool strided) const {
     return {};
   }
   const std::optional<DType> dtype = dtype_of(view.dtype);
-  const bool on_cpu = view.device.type == static_cast<std::int32_t>(DeviceType::cpu);
-  if (!dtype || !on_cpu || view.rank > kMaxRank) return {};
+  const bool here = view.device.type == static_cast<std::int32_t>(kDevice);
+  if (!dtype || !here || view.rank > kMaxRank) return {};
   Tensor tensor;
   tensor.data = static_cast<char*>(view.data) + view.byte_offset;
   tensor.dtype = *dtype;
+  tensor.device = {kDevice, view.device.index};
   tensor.rank = view.rank;
   tensor.writeable = true;
   for (std::size_t axis = 0; axis < static_cast<std::size_t>(view.rank); ++axis) {

@@ -3,7 +3,6 @@
 #include <omp.h>
 
 #include "bindings.h"
-#include "cpu/kernels.h"
 
 namespace megalodon::bindings {
 namespace {
@@ -11,7 +10,7 @@ namespace {
 py::dict build_info() {
   using namespace py::literals;
   return py::dict("version"_a = MEGALODON_VERSION, "compiler"_a = MEGALODON_COMPILER,
-                  "openmp"_a = MEGALODON_OPENMP, "build_type"_a = MEGALODON_BUILD_TYPE, "cuda"_a = false);
+                  "openmp"_a = MEGALODON_OPENMP, "build_type"_a = MEGALODON_BUILD_TYPE);
 }
 
 }  // namespace
@@ -27,6 +26,7 @@ void register_runtime(py::module_& module) {
   for (int i = 0; i < kDTypeCount; ++i) dtypes[name(static_cast<DType>(i))] = i;
   module.attr("dtypes") = dtypes;
   module.attr("max_rank") = kMaxRank;
+  module.attr("thread_limit") = kMaxThreads;
 }
 
 }  // namespace megalodon::bindings

@@ -1,5 +1,4 @@
 #include "bindings.h"
-#include "cpu/kernels.h"
 
 namespace megalodon::bindings {
 namespace {
@@ -21,9 +20,9 @@ TimestepNorm inputs(Call& call, const Arrays& arrays, std::int64_t num_groups, d
           eps};
 }
 
-py::tuple forward(const Frontend& frontend, int threads, const Arrays& arrays, std::int64_t num_groups,
+py::tuple forward(const Frontend& frontend, Queue queue, const Arrays& arrays, std::int64_t num_groups,
                   double eps) {
-  Call call("timestep_norm", frontend, threads);
+  Call call("timestep_norm", frontend, queue);
   TimestepNormForward op{inputs(call, arrays, num_groups, eps)};
   const TimestepNormShape shape = validate(op);
   const DType statistic = parameter_dtype(op.x.dtype);
@@ -31,14 +30,12 @@ py::tuple forward(const Frontend& frontend, int threads, const Arrays& arrays, s
   op.count = call.output("count", DType::int64, {shape.count});
   op.mean = call.output("mean", statistic, {shape.count, shape.groups});
   op.var = call.output("var", statistic, {shape.count, shape.groups});
-  return call.run([&] {
-    cpu::kernels().timestep_norm_forward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::timestep_norm_forward, op, shape);
 }
 
-py::tuple backward(const Frontend& frontend, int threads, py::handle dy, py::handle dmean, py::handle dvar,
+py::tuple backward(const Frontend& frontend, Queue queue, py::handle dy, py::handle dmean, py::handle dvar,
                    const Arrays& arrays, std::int64_t num_groups, double eps) {
-  Call call("timestep_norm", frontend, threads);
+  Call call("timestep_norm", frontend, queue);
   TimestepNormBackward op{inputs(call, arrays, num_groups, eps)};
   op.dy = call.strided_input("dy", dy);
   op.dmean = call.input("dmean", dmean);
@@ -50,9 +47,7 @@ py::tuple backward(const Frontend& frontend, int threads, py::handle dy, py::han
   op.dbias = call.output_like("bias", op.bias);
   op.dinitial_mean = call.output_like("initial_mean", op.initial_mean);
   op.dinitial_var = call.output_like("initial_var", op.initial_var);
-  return call.run([&] {
-    cpu::kernels().timestep_norm_backward(op, cpu::SequenceList(op.sequence, shape).span(), threads);
-  });
+  return call.run(&Kernels::timestep_norm_backward, op, shape);
 }
 
 }  // namespace
@@ -61,28 +56,28 @@ void register_timestep_norm(py::module_& module) {
   using namespace py::literals;
   module.def(
       "timestep_norm_forward",
-      [](const Frontend& frontend, int threads, py::handle x, py::handle weight, py::handle bias,
+      [](const Frontend& frontend, Queue queue, py::handle x, py::handle weight, py::handle bias,
          py::handle initial_count, py::handle initial_mean, py::handle initial_var, py::handle cu_seqlens,
          py::handle padding_mask, std::int64_t num_groups, double eps) {
-        return forward(frontend, threads,
+        return forward(frontend, queue,
                        {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
                        num_groups, eps);
       },
-      "frontend"_a, "threads"_a, "x"_a, "weight"_a, "bias"_a, "initial_count"_a, "initial_mean"_a,
+      "frontend"_a, py::arg(kQueueName), "x"_a, "weight"_a, "bias"_a, "initial_count"_a, "initial_mean"_a,
       "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a, "-> (y, count, mean, var)");
   module.def(
       "timestep_norm_backward",
-      [](const Frontend& frontend, int threads, py::handle dy, py::handle dmean, py::handle dvar,
+      [](const Frontend& frontend, Queue queue, py::handle dy, py::handle dmean, py::handle dvar,
          py::handle x, py::handle weight, py::handle bias, py::handle initial_count, py::handle initial_mean,
          py::handle initial_var, py::handle cu_seqlens, py::handle padding_mask, std::int64_t num_groups,
          double eps) {
-        return backward(frontend, threads, dy, dmean, dvar,
+        return backward(frontend, queue, dy, dmean, dvar,
                         {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
                         num_groups, eps);
       },
-      "frontend"_a, "threads"_a, "dy"_a, "dmean"_a, "dvar"_a, "x"_a, "weight"_a, "bias"_a, "initial_count"_a,
-      "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a,
-      "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
+      "frontend"_a, py::arg(kQueueName), "dy"_a, "dmean"_a, "dvar"_a, "x"_a, "weight"_a, "bias"_a,
+      "initial_count"_a, "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a,
+      "eps"_a, "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
 }
 
 }  // namespace megalodon::bindings

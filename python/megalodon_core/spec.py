@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from megalodon_core import _core
+from megalodon_core import _core, cuda
 
 # (shape, type) of an output; the type is "activation", "parameter" (float32, or float64 beside float64
 # activations) or "int64".
@@ -31,6 +31,7 @@ class Input:
 class Kernels(NamedTuple):
     """`forward(frontend, threads, *inputs, *attributes)` gives the outputs,
     `backward(frontend, threads, *cotangents, *inputs, *attributes)` the own gradients of the inputs.
+    Kernels of a GPU take the address of a CUDA stream in the place of threads.
     """
 
     forward: Callable[..., tuple[Any, ...]]
@@ -51,8 +52,14 @@ class Spec:
 
     @cached_property
     def kernels(self) -> Kernels:
-        """The compiled functions."""
+        """The compiled functions of the CPU."""
         return Kernels(getattr(_core, f"{self.name}_forward"), getattr(_core, f"{self.name}_backward"))
+
+    @cached_property
+    def cuda_kernels(self) -> Kernels:
+        """The compiled functions of the GPU, in a build that has them."""
+        module = cuda.kernels()
+        return Kernels(getattr(module, f"{self.name}_forward"), getattr(module, f"{self.name}_backward"))
 
     @property
     def cotangents(self) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ def poisoned_memory() -> Iterator[None]:
 def poison(patch: pytest.MonkeyPatch, frontend: ModuleType, fill: Callable[[Any], Any]) -> None:
     empty = frontend.empty
 
-    def poisoned(shape: tuple[int, ...], code: int) -> Any:
-        array = empty(shape, code)
+    def poisoned(shape: tuple[int, ...], code: int, *device: str) -> Any:
+        array = empty(shape, code, *device)
         if 0 not in shape:
             fill(array)
         return array

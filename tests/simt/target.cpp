@@ -59,6 +59,7 @@ const KernelTable table = {
     .silu_mul_backward = rows<&Table::silu_mul_backward>,
     .two_hop_residual_forward = rows<&Table::two_hop_residual_forward>,
     .two_hop_residual_backward = rows<&Table::two_hop_residual_backward>,
+    .few_row_linear = [](const FewRowLinear&, int) { throw std::runtime_error("of the CPU alone"); },
 };
 
 }  // namespace megalodon::cpu::simt

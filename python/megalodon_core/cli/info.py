@@ -7,14 +7,14 @@ from importlib import metadata
 from typing import Any
 
 import megalodon_core
-from megalodon_core import runtime
+from megalodon_core import cuda, runtime
 from megalodon_core._core import build_info
 
 _FRAMEWORKS = ("numpy", "torch", "safetensors", "rich", "matplotlib")
 
 
 def collect() -> dict[str, Any]:
-    """Versions, compiled instruction sets, the one in use, threads and the frameworks found."""
+    """Versions, compiled instruction sets, the one in use, threads, GPUs and the frameworks found."""
     return {
         "megalodon_core": megalodon_core.__version__,
         "python": platform.python_version(),
@@ -23,6 +23,7 @@ def collect() -> dict[str, Any]:
         "instruction_sets": list(runtime.available_isas()),
         "instruction_set": runtime.isa(),
         "threads": runtime.num_threads(),
+        "cuda": cuda.status(),
         "frameworks": {name: _version(name) for name in _FRAMEWORKS},
     }
 
@@ -37,6 +38,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("instruction sets usable here", ", ".join(facts["instruction_sets"])),
         ("instruction set in use", facts["instruction_set"]),
         ("threads", str(facts["threads"])),
+        ("CUDA", facts["cuda"]),
         *((name, version or "not installed") for name, version in facts["frameworks"].items()),
     ]
     width = max(len(name) for name, _ in rows)

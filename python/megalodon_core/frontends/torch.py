@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from megalodon_core import _core
+from megalodon_core import _core, cuda
 from megalodon_core.ops import SPECS
 from megalodon_core.spec import Inferred, Spec
 
@@ -24,7 +24,7 @@ Array = torch.Tensor
 
 _CODES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _core.dtypes.items()}
 _DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _CODES.items()}
-_CPU = 1  # DLPack's number
+_DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
 _SCHEMA_TYPES = {float: "float", int: "int"}
 
 _library = torch.library.Library("megalodon_core", "DEF")
@@ -33,11 +33,11 @@ _library = torch.library.Library("megalodon_core", "DEF")
 # ---- tensors for the core ----
 
 
-def _describe(op: str, name: str, tensor: torch.Tensor, strided: bool) -> tuple[Any, ...]:
+def _describe(device: str, op: str, name: str, tensor: torch.Tensor, strided: bool) -> tuple[Any, ...]:
     """The tensor as it is where the core can walk its strides, else as a contiguous copy."""
     _check_placement(op, name, tensor)
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{op}: {name}: expected a tensor on cpu, got {tensor.device}")
+    if tensor.device.type != device:
+        raise ValueError(f"{op}: {name}: expected a tensor on {device}, got {tensor.device}")
     if tensor.ndim > _core.max_rank:
         raise ValueError(f"{op}: {name}: expected at most {_core.max_rank} axes, got {tensor.ndim}")
     if tensor.dtype not in _CODES:
@@ -57,29 +57,30 @@ def _describe(op: str, name: str, tensor: torch.Tensor, strided: bool) -> tuple[
 
 
 def _description(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (tensor, tensor.data_ptr(), _CODES[tensor.dtype], _CPU, 0, True, tensor.shape, tensor.stride())
+    device = tensor.device
+    place = _DEVICES[device.type], device.index or 0
+    return (tensor, tensor.data_ptr(), _CODES[tensor.dtype], *place, True, tensor.shape, tensor.stride())
 
 
-def empty(shape: tuple[int, ...], code: int) -> torch.Tensor:
-    """An uninitialized tensor for an output of the core."""
-    return torch.empty(shape, dtype=_DTYPES[code], device="cpu")
+def empty(shape: tuple[int, ...], code: int, device: str = "cpu") -> torch.Tensor:
+    """An uninitialized tensor for an output of the core; on a GPU, the current one."""
+    return torch.empty(shape, dtype=_DTYPES[code], device=device)
 
 
-def _allocate(shape: tuple[int, ...], code: int) -> Any:
-    return empty(shape, code)
-
-
-def _allocate_described(shape: tuple[int, ...], code: int) -> Any:
-    return _description(empty(shape, code))
-
-
-def make_frontend(direct: bool) -> _core.Frontend:
+def make_frontend(direct: bool, device: str = "cpu") -> _core.Frontend:
     """torch for the core: `direct` where torch offers DLPack's exchange table, which older releases lack."""
+
+    def allocate(shape: tuple[int, ...], code: int) -> Any:
+        tensor = empty(shape, code) if device == "cpu" else empty(shape, code, device)
+        return tensor if direct else _description(tensor)
+
     types = (torch.Tensor, torch.nn.Parameter) if direct else ()
-    return _core.Frontend(Array, _describe, _allocate if direct else _allocate_described, types)
+    return _core.Frontend(Array, partial(_describe, device), allocate, types)
 
 
-_frontend = make_frontend(direct=hasattr(torch.Tensor, "__dlpack_c_exchange_api__"))
+_DIRECT = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+_frontend = make_frontend(_DIRECT)
+_cuda_frontend = make_frontend(_DIRECT, "cuda")
 
 
 def _forward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -88,6 +89,12 @@ def _forward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
 
 def _backward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
     return spec.kernels.backward(_frontend, torch.get_num_threads(), *arguments)
+
+
+def _on_gpu(kernel: Callable[..., tuple[torch.Tensor, ...]], *arguments: Any) -> tuple[torch.Tensor, ...]:
+    """Queues on the current stream of the GPU of the first tensor."""
+    with torch.cuda.device(arguments[0].device):
+        return kernel(_cuda_frontend, torch.cuda.current_stream().cuda_stream, *arguments)
 
 
 # ---- autograd ----
@@ -197,6 +204,13 @@ def register(spec: Spec) -> None:
     def backward_cpu(*args: Any) -> list[torch.Tensor]:
         return list(_backward(spec, *args))
 
+    def forward_cuda(*args: Any) -> Any:
+        outputs = _on_gpu(spec.cuda_kernels.forward, *args)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def backward_cuda(*args: Any) -> list[torch.Tensor]:
+        return list(_on_gpu(spec.cuda_kernels.backward, *args))
+
     def forward_fake(*args: Any) -> Any:
         inputs = args[:count]
         made = [_materialize(spec, one, inputs) for one in spec.infer(inputs, args[count:])]
@@ -227,6 +241,8 @@ def register(spec: Spec) -> None:
     qualified = f"megalodon_core::{spec.name}"
     _library.impl(spec.name, forward_cpu, "CPU")
     _library.impl(f"{spec.name}_backward", backward_cpu, "CPU")
+    _library.impl(spec.name, forward_cuda, "CUDA")
+    _library.impl(f"{spec.name}_backward", backward_cuda, "CUDA")
     torch.library.register_fake(qualified, forward_fake, lib=_library)
     torch.library.register_fake(f"{qualified}_backward", backward_fake, lib=_library)
     backward_op = getattr(torch.ops.megalodon_core, f"{spec.name}_backward").default
@@ -318,10 +334,9 @@ def _check(spec: Spec, inputs: Sequence[Any], cotangents: Sequence[Any] = ()) ->
 
 def _check_placement(op: str, name: str, tensor: torch.Tensor) -> None:
     """Raises ValueError unless the tensor is strided and on a device that has kernels (or on meta)."""
-    if tensor.device.type not in ("cpu", "meta"):
-        raise ValueError(
-            f"{op}: {name}: expected a tensor on cpu (kernels exist for no other), got {tensor.device}"
-        )
+    if tensor.device.type not in ("cpu", "meta") and (not tensor.is_cuda or cuda.kernels() is None):
+        built = "cpu (this build has no CUDA kernels)" if tensor.is_cuda else "cpu or cuda"
+        raise ValueError(f"{op}: {name}: expected a tensor on {built}, got {tensor.device}")
     if tensor.layout != torch.strided or tensor.is_nested:
         got = "a nested one" if tensor.is_nested else str(tensor.layout)
         raise ValueError(f"{op}: {name}: expected a strided tensor, got {got}")

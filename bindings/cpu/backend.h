@@ -1,0 +1,41 @@
+// The backend of the module _core: kernels of this CPU, in `threads` threads.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace megalodon::bindings {
+
+using Kernels = cpu::KernelTable;
+using Queue = int;  // how many threads
+
+inline constexpr DeviceType kDevice = DeviceType::cpu;
+inline constexpr const char* kQueueName = "threads";
+inline constexpr int kMaxThreads = 1024;  // OpenMP ends the process when the system refuses it a thread
+
+inline const Kernels& kernels() { return cpu::kernels(); }
+
+inline void check_queue(const char* op, int threads) {
+  if (threads >= 1 && threads <= kMaxThreads) return;
+  throw Error(Error::Kind::value, op, "threads", "an integer in [1, " + std::to_string(kMaxThreads) + "]",
+              std::to_string(threads));
+}
+
+// Runs a kernel without the GIL; `workspace` is for backends that need one.
+template <class Op, class Shape, class Allocate>
+void execute(const char*, void (*kernel)(const Op&, int), const Op& op, const Shape&, int threads,
+             const Allocate&) {
+  const pybind11::gil_scoped_release release;
+  kernel(op, threads);
+}
+template <class Op, class Shape, class Allocate>
+void execute(const char*, void (*kernel)(const Op&, const cpu::SequenceSpan&, int), const Op& op,
+             const Shape& shape, int threads, const Allocate&) {
+  const pybind11::gil_scoped_release release;
+  kernel(op, cpu::SequenceList(op.sequence, shape).span(), threads);
+}
+
+}  // namespace megalodon::bindings

@@ -1,0 +1,20 @@
+// The compiled module of the CUDA backend: the operators of _core over other kernels.
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "devices.h"
+#include "errors.h"
+
+PYBIND11_MODULE(_cuda, module, pybind11::mod_gil_not_used()) {
+  using namespace megalodon;
+  module.doc() = "CUDA kernels of megalodon_core. Use megalodon_core.ops; this module is its engine room.";
+  bindings::translate_errors();
+  pybind11::module_::import("megalodon_core._core");  // has the type Frontend
+  module.attr("architectures") = MEGALODON_CUDA_ARCHITECTURES;
+  module.def("devices", &cuda::devices,
+             "The GPUs that can be used; raises RuntimeError where there are none.");
+  bindings::register_cema(module);
+  bindings::register_timestep_norm(module);
+  bindings::register_chunk_attention(module);
+  bindings::register_residual(module);
+}

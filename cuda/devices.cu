@@ -1,0 +1,27 @@
+#include "devices.h"
+
+#include <stdexcept>
+
+namespace megalodon::cuda {
+namespace {
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+}
+
+}  // namespace
+
+std::vector<std::string> devices() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count));
+  std::vector<std::string> names;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device));
+    names.push_back(std::string(properties.name) + " (sm_" +
+                    std::to_string(10 * properties.major + properties.minor) + ")");
+  }
+  return names;
+}
+
+}  // namespace megalodon::cuda
