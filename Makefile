@@ -8,11 +8,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
-SOURCES := $(shell find cpp bindings python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml LICENSE README.md
-CXX_FILES := $(shell find cpp bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.inl')
+SOURCES := $(shell find cpp cuda bindings cmake python -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml LICENSE README.md
+CXX_FILES := $(shell find cpp cuda bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help test check unit demo bench precision sanitize sdist format clean
+.PHONY: help test check unit simt cuda demo bench precision sanitize sdist format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,7 +34,7 @@ dist/wheel.stamp: $(SOURCES) .venv/torch.stamp
 	wheel=$$(ls dist/*.whl) && $(BIN)/pip install --quiet "$$wheel[test]"
 	touch $@
 
-test: check unit ## Build the wheel, check the style, run the whole suite against the installed wheel
+test: check unit simt ## Build the wheel, check the style, run the suite on it and the CUDA kernels' over the interpreter
 
 check: .venv/installed.stamp
 	$(BIN)/ruff check .
@@ -45,6 +45,17 @@ check: .venv/installed.stamp
 
 unit: .venv/installed.stamp
 	$(BIN)/python -m pytest --ignore=tests/benchmarks
+
+simt: .venv/installed.stamp ## The operator tests over the CUDA kernels, in the interpreter of tests/simt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/simt-site -C build-dir=build/simt \
+	  -C cmake.define.MEGALODON_CORE_SIMT=ON .
+	PYTHONPATH=$(CURDIR)/build/simt-site $(BIN)/python -m pytest tests/ops tests/simt
+
+cuda: .venv/installed.stamp ## Compile the CUDA kernels with nvcc; where there is a GPU, check and time them on it
+	$(BIN)/python tests/cuda_resources.py
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/cuda-site -C build-dir=build/cuda \
+	  -C cmake.define.MEGALODON_CORE_CUDA=AUTO .
+	if nvidia-smi > /dev/null 2>&1; then PYTHONPATH=$(CURDIR)/build/cuda-site:tests $(BIN)/python tests/cuda_device.py; fi
 
 demo: .venv/installed.stamp ## Train on real text, read 1,000,000 bytes, complete a prompt, time the operators
 	$(BIN)/megalodon-core demo --output demo

@@ -20,5 +20,7 @@ settings.load_profile("megalodon_core")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if SIMT else ():
-        if item.get_closest_marker("large"):
-            item.add_marker(pytest.mark.skip(reason="too many tokens for the interpreter"))
+        if item.get_closest_marker("cpu"):
+            item.add_marker(
+                pytest.mark.skip(reason="of the CPU backend, or too many tokens for the interpreter")
+            )

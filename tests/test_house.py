@@ -17,6 +17,7 @@ from megalodon_core import _core, ops
 REPOSITORY = Path(__file__).parent.parent
 PYTHON = REPOSITORY / "python" / "megalodon_core"
 CORE = sorted((REPOSITORY / "cpp").rglob("*.[hc]*")) + sorted((REPOSITORY / "cpp").rglob("*.inl"))
+CUDA = [path for path in sorted((REPOSITORY / "cuda").rglob("*")) if path.suffix in (".h", ".cuh", ".cu")]
 every_operator = pytest.mark.parametrize("op", [spec.name for spec in ops.SPECS])
 
 
@@ -34,6 +35,7 @@ def test_an_operator_has_a_room_in_every_layer(op):
     for path in (
         f"cpp/include/megalodon/ops/{module}.h",
         f"cpp/src/ops/{module}.cpp",
+        f"cuda/ops/{module}/{module}.cu",
         f"bindings/{module}.cpp",
         f"python/megalodon_core/ops/{module}.py",
         f"tests/reference/{module}.py",
@@ -74,6 +76,13 @@ def test_the_core_includes_no_framework(path):
     assert not [name for name in included if frameworks.match(name)]
 
 
+def test_only_the_device_layer_names_the_machine():
+    """Kernels that named it themselves would not run over the interpreter."""
+    machine = re.compile(r"__syncthreads|__shfl|__shared__|\b(?:threadIdx|blockIdx|blockDim|gridDim)\b")
+    named = [path.name for path in CUDA if machine.search(path.read_text())]
+    assert named == ["device.cuh"]
+
+
 OPERATOR_LAYER = [PYTHON / "spec.py", PYTHON / "runtime.py", *sorted((PYTHON / "ops").glob("*.py"))]
 
 
@@ -86,7 +95,8 @@ def test_only_frontends_know_a_framework(path):
             assert name.partition(".")[0] not in ("numpy", "torch", "jax", "cupy", "ml_dtypes"), name
 
 
-SOURCES = [*CORE, *sorted((REPOSITORY / "bindings").glob("*")), *sorted(PYTHON.rglob("*.py"))]
+BINDINGS = [path for path in sorted((REPOSITORY / "bindings").rglob("*")) if path.is_file()]
+SOURCES = [*CORE, *CUDA, *BINDINGS, *sorted(PYTHON.rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))

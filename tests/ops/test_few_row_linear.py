@@ -9,6 +9,8 @@ from megalodon_core.frontends.torch import few_row_linear
 from megalodon_core.nn import Linear
 from tolerance import relative_error
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.mark.parametrize("rows", range(1, _core.few_rows + 1))
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 5), (64, 3), (129, 66)])

@@ -52,7 +52,7 @@ MEGALODON_DEVICE void add_tile(const CemaArgs<T, N>& op, const CemaTileMemory<A,
                op.dim);
 }
 
-// A block takes every gridDim-th tile and keeps one row of sums.
+// A block takes every blocks_x()-th tile and keeps one row of sums.
 template <class T, template <class> class N>
 MEGALODON_KERNEL void cema_gradients(CemaArgs<T, N> op) {
   using A = Acc<T>;

@@ -157,8 +157,8 @@ MEGALODON_DEVICE void write_pair(const RotaryArgs<T>& op, const RotaryToken& at,
   }
 }
 
-// A block takes tiles of one head, gridDim tiles apart: a warp reduces each token's row, then a thread owns
-// pairs of channels and adds the tokens up.
+// A block takes tiles of one head, blocks_x() tiles apart: a warp reduces each token's row, then a thread
+// owns pairs of channels and adds the tokens up.
 template <class T>
 MEGALODON_KERNEL void rotate_back(RotaryArgs<T> op) {
   using A = Acc<T>;

@@ -153,7 +153,7 @@ MEGALODON_DEVICE void write_gradients(const NormArgs<T>& op, std::int64_t first,
   }
 }
 
-// A block takes groups of kNormWarps rows, gridDim groups apart.
+// A block takes groups of kNormWarps rows, blocks_x() groups apart.
 template <bool kCenter, int V, class T>
 MEGALODON_KERNEL void norm_backward_kernel(NormArgs<T> op) {
   using A = Acc<T>;

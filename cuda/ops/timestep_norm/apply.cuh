@@ -47,7 +47,7 @@ MEGALODON_DEVICE void load_or(const Global<const A>& from, std::int64_t c, A abs
   if (from) load<V>(from, c, to);
 }
 
-// f(token, row, time) for the tokens of a block, gridDim apart; padded ones get zeros instead.
+// f(token, row, time) for the tokens of a block, blocks_x() apart; padded ones get zeros instead.
 template <int V, class T, class F>
 MEGALODON_DEVICE void for_tokens(const ApplyArgs<T>& op, std::int64_t c, const F& f) {
   for (std::int64_t i = block_x(); i < op.batch * op.length; i += blocks_x()) {
