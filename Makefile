@@ -48,7 +48,7 @@ unit: .venv/installed.stamp
 
 simt: .venv/installed.stamp ## The operator tests over the CUDA kernels, in the interpreter of tests/simt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/simt-site -C build-dir=build/simt \
-	  -C cmake.define.MEGALODON_CORE_SIMT=ON .
+	  -C cmake.define.MEGALODON_CORE_SIMT=ON -C cmake.define.MEGALODON_CORE_CUDA=OFF .
 	PYTHONPATH=$(CURDIR)/build/simt-site $(BIN)/python -m pytest tests/ops tests/simt
 
 cuda: .venv/installed.stamp ## Compile the CUDA kernels with nvcc; where there is a GPU, check and time them on it
