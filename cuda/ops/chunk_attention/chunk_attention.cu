@@ -47,9 +47,10 @@ void forward(const AttentionOutputs& out, const AttentionShape& shape, Attention
   run.launch(attention_outputs<T, Q>, blocks_of(args, shape.value_dim, kColumns), kAttentionThreads,
              kStageBytes<A> + shared_size<A>(kQueries), args);
   clear_padding(run, sequence, args.y.data, shape.heads * shape.value_dim);
+  args.final_capacity = out.final_k.size(1);  // a donated state may have more room than it needs
   const FinalArgs<T, Q> last{args, elements<A>(out.final_k, "state.k"), elements<A>(out.final_v, "state.v"),
                              elements<std::int64_t>(out.final_length, "state.length")};
-  const std::int64_t slots = shape.count * std::max<std::int64_t>(shape.capacity, 1) * shape.heads;
+  const std::int64_t slots = shape.count * std::max<std::int64_t>(args.final_capacity, 1) * shape.heads;
   run.launch(final_state<T, Q>, {divide_up(slots, kAttentionThreads / kWarp)}, kAttentionThreads, 0, last);
 }
 
