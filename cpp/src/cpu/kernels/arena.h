@@ -18,7 +18,8 @@ class Arena {
   template <class P>
   P* take_as(std::int64_t count) {
     A* array = base_ == nullptr ? nullptr : base_ + used_;
-    const std::int64_t size = (count * static_cast<std::int64_t>(sizeof(P)) - 1) / sizeof(A) + 1;
+    constexpr std::int64_t item = sizeof(P), unit = sizeof(A);  // signed, as count is
+    const std::int64_t size = (count * item + unit - 1) / unit;
     used_ += (size + 15) / 16 * 16;
     return reinterpret_cast<P*>(array);
   }

@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include <omp.h>
-#include <sched.h>
 
+#include "cpu/flag.h"
 #include "cpu/kernels/simd.h"
 #include "cpu/scratch.h"
 
@@ -99,16 +99,10 @@ class Relay {
  public:
   explicit Relay(std::int64_t count) : ready_(count) { ready_.zero(); }
 
-  void hand_over(std::int64_t i) const { __atomic_store_n(ready_.data() + i, 1, __ATOMIC_RELEASE); }
-  void wait_for(std::int64_t i) const {
-    for (int spins = 0; __atomic_load_n(ready_.data() + i, __ATOMIC_ACQUIRE) == 0; ++spins) {
-      if (spins >= kMostSpins) sched_yield();
-    }
-  }
+  void hand_over(std::int64_t i) const { raise(ready_.data()[i]); }
+  void wait_for(std::int64_t i) const { cpu::wait_for(ready_.data()[i]); }
 
  private:
-  static constexpr int kMostSpins = 1 << 12;
-
   Scratch<int> ready_;
 };
 
