@@ -7,6 +7,29 @@ namespace {
 
 constexpr int kScanThreads = 256;
 
+// Calls use(i, value(0) ... value(i) combined, from 0 on) for i < count, and returns the last of those.
+template <class Value, class Combine, class Use>
+MEGALODON_DEVICE std::int64_t scan_values(std::int64_t count, const Value& value, const Combine& combine,
+                                          const Use& use) {
+  SharedMemory memory;
+  const auto warps = memory.take<std::int64_t>(kScanThreads / kWarp);
+  std::int64_t before = 0;
+  for (std::int64_t first = 0; first < count; first += kScanThreads) {
+    const std::int64_t i = first + thread_index();
+    const Prefix prefix = block_scan(i < count ? value(i) : 0, warps, combine);
+    if (i < count) use(i, combine(before, prefix.inclusive));
+    before = combine(before, prefix.total);
+  }
+  return before;
+}
+
+struct Sum {
+  MEGALODON_DEVICE std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a + b; }
+};
+struct Largest {
+  MEGALODON_DEVICE std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a > b ? a : b; }
+};
+
 struct OffsetArgs {
   Global<const std::int32_t> narrow;  // the caller's offsets, of one type or the other
   Global<const std::int64_t> wide;
@@ -17,19 +40,13 @@ struct OffsetArgs {
 // Offsets that are out of order or of range are wrong, but must not lead out of memory: each becomes the
 // largest so far inside [0, L].
 MEGALODON_KERNEL void read_offsets(OffsetArgs op) {
-  SharedMemory memory;
-  const auto warps = memory.take<std::int64_t>(kScanThreads / kWarp);
-  std::int64_t largest = 0;
-  for (std::int64_t first = 0; first <= op.count; first += kScanThreads) {
-    const std::int64_t i = first + thread_index();
-    std::int64_t offset = 0;
-    if (i <= op.count) offset = op.narrow ? op.narrow[i] : op.wide[i];
-    offset = offset > op.length ? op.length : offset > largest ? offset : largest;
-    const Prefix prefix =
-        block_scan(offset, warps, [](std::int64_t a, std::int64_t b) { return a > b ? a : b; });
-    if (i <= op.count) op.offsets[i] = prefix.inclusive;
-    largest = prefix.total;
-  }
+  scan_values(
+      op.count + 1,
+      [&](std::int64_t i) {
+        const std::int64_t offset = op.narrow ? op.narrow[i] : op.wide[i];
+        return offset > op.length ? op.length : offset;
+      },
+      Largest{}, [&](std::int64_t i, std::int64_t largest) { op.offsets[i] = largest; });
 }
 
 struct TileArgs {
@@ -39,18 +56,10 @@ struct TileArgs {
 };
 
 MEGALODON_KERNEL void count_tiles(TileArgs op) {
-  SharedMemory memory;
-  const auto warps = memory.take<std::int64_t>(kScanThreads / kWarp);
-  std::int64_t before = 0;
   if (thread_index() == 0) op.first[0] = 0;
-  for (std::int64_t base = 0; base < op.count; base += kScanThreads) {
-    const std::int64_t s = base + thread_index();
-    std::int64_t tiles = 0;
-    if (s < op.count) tiles = (op.offsets[s + 1] - op.offsets[s] + op.size - 1) / op.size;
-    const Prefix prefix = block_scan(tiles, warps, [](std::int64_t a, std::int64_t b) { return a + b; });
-    if (s < op.count) op.first[s + 1] = before + prefix.inclusive;
-    before += prefix.total;
-  }
+  scan_values(
+      op.count, [&](std::int64_t s) { return (op.offsets[s + 1] - op.offsets[s] + op.size - 1) / op.size; },
+      Sum{}, [&](std::int64_t s, std::int64_t tiles) { op.first[s + 1] = tiles; });
 }
 
 struct PaddingArgs {
@@ -61,18 +70,12 @@ struct PaddingArgs {
 
 // A block lists the unpadded positions of a row.
 MEGALODON_KERNEL void find_positions(PaddingArgs op) {
-  SharedMemory memory;
-  const auto warps = memory.take<std::int64_t>(kScanThreads / kWarp);
   const std::int64_t row = block_x() * op.length;
-  std::int64_t before = 0;
-  for (std::int64_t first = 0; first < op.length; first += kScanThreads) {
-    const std::int64_t t = first + thread_index();
-    const std::int64_t here = t < op.length && op.mask[row + t] == 0;
-    const Prefix prefix = block_scan(here, warps, [](std::int64_t a, std::int64_t b) { return a + b; });
-    if (here) op.position[row + before + prefix.inclusive - 1] = t;
-    before += prefix.total;
-  }
-  if (thread_index() == 0) op.lengths[block_x()] = before;
+  const auto counts = [&](std::int64_t t) { return std::int64_t{op.mask[row + t] == 0}; };
+  const std::int64_t found = scan_values(op.length, counts, Sum{}, [&](std::int64_t t, std::int64_t upto) {
+    if (counts(t) != 0) op.position[row + upto - 1] = t;
+  });
+  if (thread_index() == 0) op.lengths[block_x()] = found;
 }
 
 }  // namespace

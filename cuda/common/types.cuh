@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "common/device.cuh"
-#include "megalodon/dtype.h"
+#include "megalodon/storage.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -75,19 +75,10 @@ MEGALODON_DEVICE void store(const Global<T>& p, std::int64_t i, const A (&from)[
   *reinterpret_cast<Pack<T, V>*>(address(p, i, V)) = pack;
 }
 
-// Calls f(pointer) with a null pointer of the element type.
+// Calls f(pointer) with a null pointer of the element type; activations only.
 template <class F>
 void with_storage(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::float32:
-      return f(static_cast<float*>(nullptr));
-    case DType::float64:
-      return f(static_cast<double*>(nullptr));
-    case DType::bfloat16:
-      return f(static_cast<BFloat16*>(nullptr));
-    default:
-      return f(static_cast<Float16*>(nullptr));  // validate() lets nothing else through
-  }
+  with_activation<BFloat16, Float16>(dtype, f);
 }
 
 }  // namespace megalodon::cuda

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
-_LOG_WIDTH = 110
+_LOG_WIDTH = 120
 
 
 def output_console() -> Console:

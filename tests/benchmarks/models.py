@@ -2,8 +2,7 @@
 
 Peak memory is that of a process of its own: `python models.py KIND DTYPE LENGTH` builds a model, runs a
 short pass, and prints as JSON the seconds of one forward + backward and by how much the largest resident set
-during it exceeds what was resident before it. The peak is the kernel's VmHWM, reset before the pass:
-`ru_maxrss` will not do, since a process inherits that from the one that started it.
+during it exceeds what was resident before it. The peak is reset before the pass.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.operators import FULL, causal_pairs
 from megalodon_core.bench.timing import Sample, interleave
+from megalodon_core.training.memory import peak_resident_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,15 +185,9 @@ def alone(kind: str, dtype: str, length: int) -> dict[str, Any]:
     model.zero_grad(set_to_none=True)
     sample = training_sample(model, torch.randint(VOCAB, (1, length)))
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew at what is resident now
-    before = resident_peak()
+    before = peak_resident_bytes()
     seconds = sample()
-    return {**seconds, "bytes": resident_peak() - before}
-
-
-def resident_peak() -> int:
-    """VmHWM of this process, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return {**seconds, "bytes": peak_resident_bytes() - before}
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from statistics import median
 from typing import TypeVar
 
 import torch
-from megalodon_core import Megalodon, MegalodonConfig, runtime
+from megalodon_core import Megalodon, runtime
 from megalodon_core.bench import ceilings, harness
 from megalodon_core.bench.operators import CASES, FULL, Case, Size
 from megalodon_core.bench.timing import Sample, interleave
+from megalodon_core.training.run import small_config
 from torch import Tensor
 
 S = TypeVar("S", int, str)
@@ -107,18 +108,8 @@ def stream() -> dict[str, float]:
 
     Two layers of width 192 in float32. The time per token at a mark is that of the 64K tokens before it.
     """
-    config = MegalodonConfig(
-        num_layers=2,
-        model_dim=192,
-        z_dim=48,
-        value_dim=384,
-        ffn_hidden_dim=384,
-        norm_num_groups=12,
-        chunk_size=256,
-        vocab_size=256,
-    )
     torch.manual_seed(0)
-    model, state = Megalodon(config), None
+    model, state = Megalodon(small_config(2, 192, 256, 256)), None
     tokens = torch.randint(256, (1, 4096))
     first = STREAM_MARKS[0]
     ends: dict[int, float] = {0: 0.0}

@@ -85,10 +85,14 @@ def test_far_from_zero(frontend):
     [Tokens(2, 500), Tokens(documents=(1, 600, 0, 333)), Tokens(2, 500, padded=True)],
     ids=["batch", "packed", "padded"],
 )
-def test_threads_share_a_sequence(frontend, tokens, groups):
-    """Statistics and their gradients pass from block to block, whichever thread has it."""
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_a_sequence(frontend, tokens, groups, threads):
+    """Statistics and their gradients pass from block to block, whichever thread has it.
+
+    With more threads than processors, one that waits for a block must let another run.
+    """
     call = example("timestep_norm", torch.float64, tokens=tokens, groups=groups, width=50)
-    with frontend.threads(2):
+    with frontend.threads(threads):
         drawn = cotangents(frontend.forward(call))
         result = frontend.run(call, drawn)
     expected = REFERENCE.run(call, drawn)

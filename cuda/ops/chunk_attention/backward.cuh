@@ -96,11 +96,7 @@ MEGALODON_KERNEL void query_gradients(AttentionArgs<T, Q> op) {
 #pragma unroll
   for (int i = 0; i < kQueries; ++i) {
     if (c >= op.key_dim || block.first + i > block.last) continue;
-    const std::int64_t time =
-        time_of(op.tiles.sequences, block.at.sequence, block.first + i - block.at.filled);
-    write(op.dq.data[block.at.sequence.row * op.dq.row_stride + time * op.dq.time_stride +
-                     block.at.h * op.dq.head_stride + c],
-          sums[i]);
+    write(element(op, op.dq, block.at, block.first + i, c), sums[i]);
   }
 }
 
@@ -183,10 +179,7 @@ MEGALODON_KERNEL void key_gradients(KeyArgs<T, Q, Out> op) {
       op.initial[((at.s * from.capacity + key) * from.head_count + at.h) * op.width + c] =
           key < at.filled ? sums[j] + through_state(op, at, key, c) : A(0);
     } else {
-      const std::int64_t time = time_of(from.tiles.sequences, at.sequence, key - at.filled);
-      write(op.out.data[at.sequence.row * op.out.row_stride + time * op.out.time_stride +
-                        at.h * op.out.head_stride + c],
-            sums[j] + through_state(op, at, key, c));
+      write(element(from, op.out, at, key, c), sums[j] + through_state(op, at, key, c));
     }
   }
 }

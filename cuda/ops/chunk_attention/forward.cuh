@@ -117,11 +117,7 @@ MEGALODON_KERNEL void attention_outputs(AttentionArgs<T, Q> op) {
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
       if (block.first + i > block.last) continue;
-      const std::int64_t time =
-          time_of(op.tiles.sequences, block.at.sequence, block.first + i - block.at.filled);
-      write(op.y.data[block.at.sequence.row * op.y.row_stride + time * op.y.time_stride +
-                      block.at.h * op.y.head_stride + c],
-            sums[i][n] * factor[i]);
+      write(element(op, op.y, block.at, block.first + i, c), sums[i][n] * factor[i]);
     }
   }
 }

@@ -67,11 +67,17 @@ MEGALODON_DEVICE Place place_of(const AttentionArgs<T, Q>& op, std::int64_t s, s
 
 // Element d of the row of a token at a position.
 template <class E, class T, class Q>
+MEGALODON_DEVICE E& element(const AttentionArgs<T, Q>& op, const Heads<E>& array, const Place& at,
+                            std::int64_t position, std::int64_t d) {
+  const std::int64_t time = time_of(op.tiles.sequences, at.sequence, position - at.filled);
+  return array
+      .data[at.sequence.row * array.row_stride + time * array.time_stride + at.h * array.head_stride + d];
+}
+
+template <class E, class T, class Q>
 MEGALODON_DEVICE Acc<T> at_token(const AttentionArgs<T, Q>& op, const Heads<E>& array, const Place& at,
                                  std::int64_t position, std::int64_t d) {
-  const std::int64_t time = time_of(op.tiles.sequences, at.sequence, position - at.filled);
-  return read(array.data[at.sequence.row * array.row_stride + time * array.time_stride +
-                         at.h * array.head_stride + d]);
+  return read(element(op, array, at, position, d));
 }
 
 // The same of a key or a value, which may stand in the initial state.
@@ -139,19 +145,29 @@ MEGALODON_DEVICE void dot_products(const Stage<A>& stage, std::int64_t width, co
   }
 }
 
-// q . k of the block that starts with these positions.
+// The products of rows `from` of queries and rows `with` of keys, for the block that starts with these
+// positions.
+template <class E, class F, class T, class Q, class A = Acc<T>>
+MEGALODON_DEVICE void block_products(const AttentionArgs<T, Q>& op, const Stage<A>& stage,
+                                     const Heads<E>& from, const Heads<F>& with,
+                                     const Global<const A>& initial, std::int64_t width, const Place& at,
+                                     std::int64_t query, std::int64_t key, A (&to)[kPerThread]) {
+  dot_products(
+      stage, width,
+      [&](int i, std::int64_t d) {
+        return query + i < at.total ? at_token(op, from, at, query + i, d) : A(0);
+      },
+      [&](int j, std::int64_t d) {
+        return key + j < at.total ? at_key(op, with, initial, width, at, key + j, d) : A(0);
+      },
+      to);
+}
+
+// q . k
 template <class T, class Q, class A = Acc<T>>
 MEGALODON_DEVICE void scores(const AttentionArgs<T, Q>& op, const Stage<A>& stage, const Place& at,
                              std::int64_t query, std::int64_t key, A (&to)[kPerThread]) {
-  dot_products(
-      stage, op.key_dim,
-      [&](int i, std::int64_t d) {
-        return query + i < at.total ? at_token(op, op.q, at, query + i, d) : A(0);
-      },
-      [&](int j, std::int64_t d) {
-        return key + j < at.total ? at_key(op, op.k, op.initial_k, op.key_dim, at, key + j, d) : A(0);
-      },
-      to);
+  block_products(op, stage, op.q, op.k, op.initial_k, op.key_dim, at, query, key, to);
 }
 
 // dy . v, the gradient of the probabilities.
@@ -159,15 +175,7 @@ template <class T, class Q, class A = Acc<T>>
 MEGALODON_DEVICE void probability_gradients(const AttentionArgs<T, Q>& op, const Stage<A>& stage,
                                             const Place& at, std::int64_t query, std::int64_t key,
                                             A (&to)[kPerThread]) {
-  dot_products(
-      stage, op.value_dim,
-      [&](int i, std::int64_t d) {
-        return query + i < at.total ? at_token(op, op.dy, at, query + i, d) : A(0);
-      },
-      [&](int j, std::int64_t d) {
-        return key + j < at.total ? at_key(op, op.v, op.initial_v, op.value_dim, at, key + j, d) : A(0);
-      },
-      to);
+  block_products(op, stage, op.dy, op.v, op.initial_v, op.value_dim, at, query, key, to);
 }
 
 template <class T, class Q>

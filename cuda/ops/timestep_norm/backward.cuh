@@ -49,9 +49,7 @@ MEGALODON_DEVICE Suffix join(const Suffix& before, const Suffix& after) {
 template <class T>
 MEGALODON_KERNEL void token_gradients(TermArgs<T> op) {
   using A = Acc<T>;
-  const std::int64_t i = block_x() * (kStatisticsThreads / kWarp) + warp_index();
-  const std::int64_t g = i % op.groups, time = i / op.groups % op.tiles.sequences.length;
-  const std::int64_t row = i / op.groups / op.tiles.sequences.length;
+  const auto [row, time, g] = token_group(op);
   if (row >= op.batch) return;
   const Global<const T> x = token(op.x, row, time), dy = token(op.dy, row, time);
   const std::int64_t pair = pair_index(op, row, time, g);

@@ -57,12 +57,22 @@ MEGALODON_DEVICE Moments initial_moments(const StatisticsArgs<T>& op, std::int64
   return {count, op.initial_mean[i], count * op.initial_var[i]};
 }
 
+// A group of a token, of which a warp has one each.
+struct TokenGroup {
+  std::int64_t row, time, g;
+};
+
+template <class Args>
+MEGALODON_DEVICE TokenGroup token_group(const Args& op) {
+  const std::int64_t i = block_x() * (kStatisticsThreads / kWarp) + warp_index();
+  const std::int64_t token = i / op.groups, length = op.tiles.sequences.length;
+  return {token / length, token % length, i % op.groups};
+}
+
 template <class T>
 MEGALODON_KERNEL void token_statistics(StatisticsArgs<T> op) {
   using A = Acc<T>;
-  const std::int64_t i = block_x() * (kStatisticsThreads / kWarp) + warp_index();
-  const std::int64_t g = i % op.groups, time = i / op.groups % op.tiles.sequences.length;
-  const std::int64_t row = i / op.groups / op.tiles.sequences.length;
+  const auto [row, time, g] = token_group(op);
   if (row >= op.batch) return;
   const Global<const T> x = token(op.x, row, time) + g * op.width;
   const A inverse = A(1) / static_cast<A>(op.width);

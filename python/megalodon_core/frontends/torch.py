@@ -97,6 +97,14 @@ def _on_gpu(kernel: Callable[..., tuple[torch.Tensor, ...]], *arguments: Any) ->
         return kernel(_cuda_frontend, torch.cuda.current_stream().cuda_stream, *arguments)
 
 
+def _forward_on_gpu(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return _on_gpu(spec.cuda_kernels.forward, *arguments)
+
+
+def _backward_on_gpu(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return _on_gpu(spec.cuda_kernels.backward, *arguments)
+
+
 # ---- autograd ----
 
 
@@ -129,10 +137,10 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         spec, inputs = ctx.spec, ctx.saved_tensors
         # With create_graph=True the dispatcher's operator records that it has no backward of its own.
-        if torch.is_grad_enabled() or not _is_plain((*inputs, *grads)) or _is_observed():
-            backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
-        else:
+        if _goes_straight((*inputs, *grads)) and not torch.is_grad_enabled():
             backward = partial(_backward, spec)
+        else:
+            backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
         return (None, None, *_differentiate(spec, backward, grads, inputs, ctx.attributes))
 
 
@@ -143,9 +151,9 @@ def _any_requires_grad(tensors: Sequence[Any]) -> bool:
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 
-def _is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all are tensors of torch's own types, or None."""
-    return _PLAIN_TYPES.issuperset(map(type, tensors))
+def _goes_straight(tensors: Sequence[Any]) -> bool:
+    """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
+    return not _is_observed() and tensors[0].is_cpu and _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def _always() -> bool:
@@ -197,19 +205,13 @@ def register(spec: Spec) -> None:
     _library.define(f"{spec.name}({arguments}) -> ({results})")
     _library.define(f"{spec.name}_backward({cotangents}, {arguments}) -> Tensor[]")
 
-    def forward_cpu(*args: Any) -> Any:
-        outputs = _forward(spec, *args)
-        return outputs if len(outputs) > 1 else outputs[0]
+    def implement(device: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        def unpacked(*args: Any) -> Any:
+            outputs = forward(spec, *args)
+            return outputs if len(outputs) > 1 else outputs[0]
 
-    def backward_cpu(*args: Any) -> list[torch.Tensor]:
-        return list(_backward(spec, *args))
-
-    def forward_cuda(*args: Any) -> Any:
-        outputs = _on_gpu(spec.cuda_kernels.forward, *args)
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def backward_cuda(*args: Any) -> list[torch.Tensor]:
-        return list(_on_gpu(spec.cuda_kernels.backward, *args))
+        _library.impl(spec.name, unpacked, device)
+        _library.impl(f"{spec.name}_backward", lambda *args: list(backward(spec, *args)), device)
 
     def forward_fake(*args: Any) -> Any:
         inputs = args[:count]
@@ -239,10 +241,8 @@ def register(spec: Spec) -> None:
         ctx.set_materialize_grads(False)
 
     qualified = f"megalodon_core::{spec.name}"
-    _library.impl(spec.name, forward_cpu, "CPU")
-    _library.impl(f"{spec.name}_backward", backward_cpu, "CPU")
-    _library.impl(spec.name, forward_cuda, "CUDA")
-    _library.impl(f"{spec.name}_backward", backward_cuda, "CUDA")
+    implement("CPU", _forward, _backward)
+    implement("CUDA", _forward_on_gpu, _backward_on_gpu)
     torch.library.register_fake(qualified, forward_fake, lib=_library)
     torch.library.register_fake(f"{qualified}_backward", backward_fake, lib=_library)
     backward_op = getattr(torch.ops.megalodon_core, f"{spec.name}_backward").default
@@ -259,7 +259,7 @@ def forward(
     spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
 ) -> tuple[Any, ...]:
     """Outputs of the operator, differentiable by autograd. No use is made of a donation beside a gradient."""
-    if not _is_observed() and _is_plain(inputs) and inputs[0].is_cpu:
+    if _goes_straight(inputs):
         if torch.is_grad_enabled() and _any_requires_grad(inputs):
             outputs: tuple[Any, ...] = _Direct.apply(spec, attributes, *inputs)  # type: ignore[no-untyped-call]
             return outputs
@@ -287,8 +287,8 @@ def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     """
     tensors = (x, weight, bias)
     rows = x.numel() // max(1, x.shape[-1])
-    eager = 0 < rows <= _core.few_rows and x.is_cpu and _is_plain(tensors) and not _is_observed()
-    if not eager or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+    few = 0 < rows <= _core.few_rows and _goes_straight(tensors)
+    if not few or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return None
     y: torch.Tensor
     (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x.reshape(rows, -1), weight, bias)

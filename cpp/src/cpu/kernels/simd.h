@@ -14,6 +14,7 @@
 #endif
 
 #include "cpu/kernels.h"
+#include "megalodon/storage.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
@@ -270,18 +271,7 @@ inline void add_lanes(double* sums, V value) {
 // Calls f with a null pointer of the storage type that dtype names; activations only.
 template <class F>
 inline void with_storage(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float32:
-      return f(static_cast<float*>(nullptr));
-    case DType::float64:
-      return f(static_cast<double*>(nullptr));
-    case DType::bfloat16:
-      return f(static_cast<bfloat16*>(nullptr));
-    case DType::float16:
-      return f(static_cast<float16*>(nullptr));
-    default:
-      __builtin_unreachable();  // validate() admits no other activation
-  }
+  with_activation<bfloat16, float16>(dtype, f);
 }
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET
