@@ -23,12 +23,8 @@ MEGALODON_DEVICE std::int64_t scan_values(std::int64_t count, const Value& value
   return before;
 }
 
-struct Sum {
-  MEGALODON_DEVICE std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a + b; }
-};
-struct Largest {
-  MEGALODON_DEVICE std::int64_t operator()(std::int64_t a, std::int64_t b) const { return a > b ? a : b; }
-};
+MEGALODON_DEVICE std::int64_t sum_of(std::int64_t a, std::int64_t b) { return a + b; }
+MEGALODON_DEVICE std::int64_t larger_of(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 struct OffsetArgs {
   Global<const std::int32_t> narrow;  // the caller's offsets, of one type or the other
@@ -46,7 +42,7 @@ MEGALODON_KERNEL void read_offsets(OffsetArgs op) {
         const std::int64_t offset = op.narrow ? op.narrow[i] : op.wide[i];
         return offset > op.length ? op.length : offset;
       },
-      Largest{}, [&](std::int64_t i, std::int64_t largest) { op.offsets[i] = largest; });
+      larger_of, [&](std::int64_t i, std::int64_t largest) { op.offsets[i] = largest; });
 }
 
 struct TileArgs {
@@ -59,7 +55,7 @@ MEGALODON_KERNEL void count_tiles(TileArgs op) {
   if (thread_index() == 0) op.first[0] = 0;
   scan_values(
       op.count, [&](std::int64_t s) { return (op.offsets[s + 1] - op.offsets[s] + op.size - 1) / op.size; },
-      Sum{}, [&](std::int64_t s, std::int64_t tiles) { op.first[s + 1] = tiles; });
+      sum_of, [&](std::int64_t s, std::int64_t tiles) { op.first[s + 1] = tiles; });
 }
 
 struct PaddingArgs {
@@ -72,7 +68,7 @@ struct PaddingArgs {
 MEGALODON_KERNEL void find_positions(PaddingArgs op) {
   const std::int64_t row = block_x() * op.length;
   const auto counts = [&](std::int64_t t) { return std::int64_t{op.mask[row + t] == 0}; };
-  const std::int64_t found = scan_values(op.length, counts, Sum{}, [&](std::int64_t t, std::int64_t upto) {
+  const std::int64_t found = scan_values(op.length, counts, sum_of, [&](std::int64_t t, std::int64_t upto) {
     if (counts(t) != 0) op.position[row + upto - 1] = t;
   });
   if (thread_index() == 0) op.lengths[block_x()] = found;
