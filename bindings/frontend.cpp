@@ -120,7 +120,7 @@ Frontend::Frontend(py::type array_type, py::function describe, py::function allo
   if (table_ == nullptr || table_->view == nullptr) direct_types_ = py::tuple();
 }
 
-Tensor Frontend::read_directly(py::handle array, bool strided) const {
+Tensor Frontend::read_directly(py::handle array, bool strided, bool fresh) const {
   bool direct = false;
   for (const py::handle type : direct_types_) direct |= type.ptr() == py::type::handle_of(array).ptr();
   if (!direct) return {};
@@ -143,7 +143,7 @@ Tensor Frontend::read_directly(py::handle array, bool strided) const {
     tensor.strides[axis] = view.strides[axis];
   }
   const bool walkable = tensor.is_contiguous() || (strided && dense_last_axis(tensor));
-  return walkable && tensor.is_aligned() && is_plain(array, tensor) ? tensor : Tensor{};
+  return walkable && tensor.is_aligned() && (fresh || is_plain(array, tensor)) ? tensor : Tensor{};
 }
 
 // What DLPack does not tell of a torch tensor: that its values are the negatives of those in memory, or that
@@ -175,7 +175,7 @@ Tensor Frontend::allocate(const char* op, const char* argument, DType dtype, int
   py::tuple shape(rank);
   for (int axis = 0; axis < rank; ++axis) shape[static_cast<std::size_t>(axis)] = sizes[axis];
   array = allocate_(shape, static_cast<int>(dtype));
-  Tensor tensor = read_directly(array, false);
+  Tensor tensor = read_directly(array, false, true);
   if (Description description; !tensor.defined() && description.read(array)) {
     tensor = description.tensor;
     array = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(array.ptr(), 0));

@@ -23,8 +23,9 @@ class Frontend {
  public:
   Frontend(py::type array_type, py::function describe, py::function allocate, const py::tuple& direct_types);
 
-  // The array as it is, or an undefined Tensor where only describe() can tell.
-  Tensor read_directly(py::handle array, bool strided) const;
+  // The array as it is, or an undefined Tensor where only describe() can tell. A `fresh` array comes from
+  // allocate() and needs no look at what DLPack does not tell.
+  Tensor read_directly(py::handle array, bool strided, bool fresh = false) const;
   // An array of the framework by describe(), whose result is appended to `owners`. Throws for other objects.
   Tensor read(const char* op, const char* argument, const char* first_argument, py::handle array,
               bool strided, py::list& owners) const;

@@ -35,7 +35,7 @@ def poisoned_memory() -> Iterator[None]:
 def poison(patch: pytest.MonkeyPatch, frontend: ModuleType, fill: Callable[[Any], Any]) -> None:
     empty = frontend.empty
 
-    def poisoned(shape: tuple[int, ...], code: int, *device: str) -> Any:
+    def poisoned(shape: tuple[int, ...], code: int, *device: torch.device) -> Any:
         array = empty(shape, code, *device)
         if 0 not in shape:
             fill(array)

@@ -67,8 +67,31 @@ def test_silu_saturates(frontend, dtype, gate):
     assert_all_close(result.gradients, expected.gradients, rtol)
 
 
+rowwise = pytest.mark.parametrize(
+    "op", ["rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "two_hop_residual"]
+)
+
+
+@pytest.mark.cpu
+@rowwise
+@pytest.mark.parametrize("dim", [1000, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_array_is_the_rows_of_small_ones(op, dtype, dim, frontend):
+    """Outputs of 8 MiB and more are written past the caches, where all vectors of their rows are aligned."""
+    rows = 1 + 2**23 // (dim * dtype.itemsize)
+    call = example(op, dtype, shape=(rows, dim))
+    drawn = cotangents(frontend.forward(call))
+    whole = frontend.run(call, drawn)
+    for part in torch.arange(rows).tensor_split(5):
+        rows_of = {name: x[part] for name, x in call.inputs.items() if x is not None and x.ndim == 2}
+        result = frontend.run(call.with_inputs(**rows_of), {"y": drawn["y"][part]})
+        assert torch.equal(result.outputs["y"], whole.outputs["y"][part])
+        for name in rows_of:
+            assert torch.equal(result.gradients[name], whole.gradients[name][part]), name
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "two_hop_residual"])
+@rowwise
 def test_any_rank_is_rows_of_the_last_axis(op, rank, frontend):
     rows = example(op, torch.float64, shape=(24, 7))
     shape = {1: (7,), 2: (24, 7), 3: (4, 6, 7), 4: (2, 3, 4, 7), 5: (2, 3, 2, 2, 7)}[rank]

@@ -100,6 +100,26 @@ def test_threads_share_a_sequence(frontend, tokens, groups, threads):
     assert_all_close(result.gradients, expected.gradients, GOLDEN)
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("groups", "width"), [(8, 128), (8, 125), (1024, 1)])
+def test_a_large_array_is_the_rows_of_small_ones(frontend, dtype, groups, width):
+    """Outputs of 8 MiB and more are written past the caches, where all vectors of their rows are aligned."""
+    tokens = Tokens(3, 1 + 2**23 // (3 * groups * width * dtype.itemsize))
+    call = example("timestep_norm", dtype, tokens=tokens, groups=groups, width=width, state=False)
+    drawn = cotangents(frontend.forward(call))
+    whole = frontend.run(call, drawn)
+    for row in range(3):
+        one = slice(row, row + 1)
+        own = {name: x[one] for name, x in drawn.items()}
+        result = frontend.run(call.with_inputs(x=call.inputs["x"][one]), own)
+        for found, large in (
+            (result.outputs["y"], whole.outputs["y"]),
+            (result.gradients["x"], whole.gradients["x"]),
+        ):
+            assert relative_error(found, large[one]) < 4 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e15])
 def test_constant_tokens_have_no_variance(frontend, dtype, value):
     """y is 0 and gradients are finite, with rsqrt(eps) as the scale."""

@@ -25,6 +25,7 @@ Array = torch.Tensor
 _CODES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _core.dtypes.items()}
 _DTYPES: dict[int, torch.dtype] = {code: dtype for dtype, code in _CODES.items()}
 _DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
+_CPU = torch.device("cpu")
 _SCHEMA_TYPES = {float: "float", int: "int"}
 
 _library = torch.library.Library("megalodon_core", "DEF")
@@ -62,20 +63,23 @@ def _description(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (tensor, tensor.data_ptr(), _CODES[tensor.dtype], *place, True, tensor.shape, tensor.stride())
 
 
-def empty(shape: tuple[int, ...], code: int, device: str = "cpu") -> torch.Tensor:
+def empty(shape: tuple[int, ...], code: int, device: torch.device = _CPU) -> torch.Tensor:
     """An uninitialized tensor for an output of the core; on a GPU, the current one."""
     return torch.empty(shape, dtype=_DTYPES[code], device=device)
 
 
 def make_frontend(direct: bool, device: str = "cpu") -> _core.Frontend:
     """torch for the core: `direct` where torch offers DLPack's exchange table, which older releases lack."""
+    place = torch.device(device)
 
     def allocate(shape: tuple[int, ...], code: int) -> Any:
-        tensor = empty(shape, code) if device == "cpu" else empty(shape, code, device)
-        return tensor if direct else _description(tensor)
+        return empty(shape, code, place)
+
+    def describe_new(shape: tuple[int, ...], code: int) -> tuple[Any, ...]:
+        return _description(empty(shape, code, place))
 
     types = (torch.Tensor, torch.nn.Parameter) if direct else ()
-    return _core.Frontend(Array, partial(_describe, device), allocate, types)
+    return _core.Frontend(Array, partial(_describe, device), allocate if direct else describe_new, types)
 
 
 _DIRECT = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
@@ -165,6 +169,7 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", _always)
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", _always)
 _tracer = getattr(torch._C, "_get_tracing_state", _always)
 _profiler = getattr(torch.autograd, "_profiler_enabled", _always)
+_autocast = partial(torch.is_autocast_enabled, "cpu")
 
 
 def _is_observed() -> bool:
@@ -175,7 +180,7 @@ def _is_observed() -> bool:
         or _transforms()
         or _tracer() is not None
         or _profiler()
-        or torch.is_autocast_enabled("cpu")
+        or _autocast()
     )
 
 

@@ -7,14 +7,18 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// f(lanes, i) for every vector of `count` elements, in one contiguous range per thread. f is taken by value,
-// as for_vectors takes it.
+// f(lanes, output, i) for every vector of `count` elements, in one contiguous range of whole vectors per
+// thread; f writes by way of output. It is taken by value, as for_vectors takes it.
 template <class A, class F>
-inline void for_elements(std::int64_t count, int threads, const F f) {
+inline void for_elements(std::int64_t count, bool past_cache, int threads, const F f) {
+  const std::int64_t vectors = (count + kLanes<A> - 1) / kLanes<A>;
   const int parts = threads_for_elements(threads, count);
-  for_row_parts(count, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    for_vectors<A>(end - begin, [=](auto lanes, std::int64_t c, int)
-                                    __attribute__((always_inline)) { f(lanes, begin + c); });
+  with_output(past_cache, [&](auto output) {
+    for_row_parts(vectors, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+      const std::int64_t first = begin * kLanes<A>, last = clamp(end * kLanes<A>, 0, count);
+      for_vectors<A>(last - first, [=](auto lanes, std::int64_t c, int)
+                                       __attribute__((always_inline)) { f(lanes, output, first + c); });
+    });
   });
 }
 
@@ -25,10 +29,10 @@ inline void silu_mul_forward(const SiluMulForward& op, int threads) {
     const T* gate = op.gate.as<const T>();
     const T* value = op.value.as<const T>();
     T* y = op.y.as<T>();
-    for_elements<Acc<T>>(op.gate.numel(), threads,
-                         [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
+    for_elements<Acc<T>>(op.y.numel(), goes_past_cache<T>(op.y), threads,
+                         [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                            const auto g = lanes.read(gate + i);
-                           lanes.write(y + i, g * sigmoid(g) * lanes.read(value + i));
+                           output.write(lanes, y + i, g * sigmoid(g) * lanes.read(value + i));
                          });
   });
 }
@@ -43,13 +47,14 @@ inline void silu_mul_backward(const SiluMulBackward& op, int threads) {
     const T* dy = op.dy.as<const T>();
     T* dgate = op.dgate.as<T>();
     T* dvalue = op.dvalue.as<T>();
-    for_elements<Acc<T>>(op.gate.numel(), threads,
-                         [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
+    const bool past_cache = goes_past_cache<T>(op.dgate) && goes_past_cache<T>(op.dvalue);
+    for_elements<Acc<T>>(op.dgate.numel(), past_cache, threads,
+                         [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                            const auto g = lanes.read(gate + i), d = lanes.read(dy + i);
                            const auto s = sigmoid(g);
                            const auto silu = g * s;
-                           lanes.write(dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
-                           lanes.write(dvalue + i, d * silu);
+                           output.write(lanes, dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
+                           output.write(lanes, dvalue + i, d * silu);
                          });
   });
 }
@@ -63,23 +68,26 @@ inline void two_hop_residual_forward(const TwoHopResidualForward& op, int thread
     const T* residual = op.residual.as<const T>();
     T* y = op.y.as<T>();
     if (!op.alpha.defined()) {
-      for_elements<A>(op.branch.numel(), threads,
-                      [=](auto lanes, std::int64_t i) __attribute__((always_inline)) {
-                        lanes.write(y + i, lanes.read(residual + i) + lanes.read(branch + i));
-                      });
+      for_elements<Acc<T>>(op.y.numel(), goes_past_cache<T>(op.y), threads,
+                           [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
+                             output.write(lanes, y + i, lanes.read(residual + i) + lanes.read(branch + i));
+                           });
       return;
     }
     const A* alpha = op.alpha.as<const A>();
     const RowShape shape = row_shape(op.branch);
     const int parts = threads_for_elements(threads, shape.rows * shape.dim);
-    for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = begin; row < end; ++row) {
-        for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c,
-                                                               int) __attribute__((always_inline)) {
-          const std::int64_t i = first + c;
-          lanes.write(y + i, lanes.read(residual + i) + lanes.read(alpha + c) * lanes.read(branch + i));
-        });
-      }
+    with_output(goes_past_cache<T>(op.y), [&](auto output) {
+      for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+          for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c,
+                                                                 int) __attribute__((always_inline)) {
+            const std::int64_t i = first + c;
+            output.write(lanes, y + i,
+                         lanes.read(residual + i) + lanes.read(alpha + c) * lanes.read(branch + i));
+          });
+        }
+      });
     });
   });
 }
@@ -93,27 +101,30 @@ inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int thre
     const T* dy = op.dy.as<const T>();
     T* dbranch = op.dbranch.as<T>();
     if (!op.alpha.defined()) {
-      for_elements<A>(op.branch.numel(), threads,
-                      [=](auto lanes, std::int64_t i)
-                          __attribute__((always_inline)) { lanes.write(dbranch + i, lanes.read(dy + i)); });
+      for_elements<Acc<T>>(op.dbranch.numel(), goes_past_cache<T>(op.dbranch), threads,
+                           [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
+                             output.write(lanes, dbranch + i, lanes.read(dy + i));
+                           });
       return;
     }
     const A* alpha = op.alpha.as<const A>();
     const RowShape shape = row_shape(op.branch);
     const int parts = threads_for_elements(threads, shape.rows * shape.dim);
     const ColumnSums<A> sums(parts, padded_to_vector<A>(shape.dim));
-    for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
-      A* dalpha = sums.block(part);
-      for (std::int64_t row = begin; row < end; ++row) {
-        for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c, int)
-                                      __attribute__((always_inline)) {
-                                        const std::int64_t i = first + c;
-                                        const Vec<A> d = lanes.read(dy + i);
-                                        lanes.write(dbranch + i, lanes.read(alpha + c) * d);
-                                        store(dalpha + c, load(dalpha + c) + d * lanes.read(branch + i));
-                                      });
-        sums.rows_added(part, 1);
-      }
+    with_output(goes_past_cache<T>(op.dbranch), [&](auto output) {
+      for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
+        A* dalpha = sums.block(part);
+        for (std::int64_t row = begin; row < end; ++row) {
+          for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c, int)
+                                        __attribute__((always_inline)) {
+                                          const std::int64_t i = first + c;
+                                          const Vec<A> d = lanes.read(dy + i);
+                                          output.write(lanes, dbranch + i, lanes.read(alpha + c) * d);
+                                          store(dalpha + c, load(dalpha + c) + d * lanes.read(branch + i));
+                                        });
+          sums.rows_added(part, 1);
+        }
+      });
     });
     sums.finish(0, parts, shape.dim, op.dalpha.as<A>());
   });

@@ -41,29 +41,60 @@ __attribute__((always_inline)) inline void unroll(const F& f) {
   unroll_as(f, std::make_integer_sequence<int, kCount>{});
 }
 
+inline constexpr int kMostRows = 2;  // that a kernel has in hand at a time
+
 // What is normalized: rows, or their sums with the rows of the residual. kRows of them at a time, so that one
 // row's sums over lanes overlap with another's, and sums over rows are stored less often.
 template <class T, bool kResidual, int kRows>
 struct NormInput {
   using A = Acc<T>;
+  // Whether the first pass leaves what it read in a scratch row for the others: sums are added once, and
+  // converted once.
+  static constexpr bool kKeeps = kResidual || sizeof(T) < sizeof(A);
   Row<const T> x[kRows], residual[kRows];
+  A* kept[kRows];
 
-  NormInput(const Norm& op, std::int64_t row, std::int64_t end, std::int64_t dim) {
+  NormInput(const Norm& op, A* scratch, std::int64_t row, std::int64_t end, std::int64_t dim) {
     for (int r = 0; r < kRows; ++r) {
       x[r] = {op.x, row + r, end, dim, kRows};
       if (kResidual) residual[r] = {op.residual, row + r, end, dim, kRows};
+      kept[r] = scratch + r * padded_to_vector<A>(dim);
     }
   }
 
+  // To be called for every vector before read is.
+  template <class Lanes>
+  Vec<A> read_first(const Lanes lanes, int r, std::int64_t c, int slot) const {
+    x[r].prefetch_next(c, slot);
+    Vec<A> value = lanes.read(x[r].data + c);
+    if constexpr (kResidual) {
+      residual[r].prefetch_next(c, slot);
+      value += lanes.read(residual[r].data + c);
+    }
+    if constexpr (kKeeps) lanes.write(kept[r] + c, value);
+    return value;
+  }
   template <class Lanes>
   Vec<A> read(const Lanes lanes, int r, std::int64_t c) const {
-    if constexpr (kResidual) return lanes.read(x[r].data + c) + lanes.read(residual[r].data + c);
+    if constexpr (kKeeps) return lanes.read(kept[r] + c);
     return lanes.read(x[r].data + c);
   }
-  void prefetch_next(int r, std::int64_t c, int slot) const {
-    x[r].prefetch_next(c, slot);
-    if constexpr (kResidual) residual[r].prefetch_next(c, slot);
-  }
+};
+
+// Where every part of the work keeps its rows.
+template <class T, bool kResidual>
+class KeptRows {
+ public:
+  using A = Acc<T>;
+  KeptRows(std::int64_t parts, std::int64_t dim)
+      : size_(NormInput<T, kResidual, 1>::kKeeps ? kMostRows * padded_to_vector<A>(dim) : 0),
+        rows_(parts * size_) {}
+
+  A* of(std::int64_t part) const { return rows_.data() + part * size_; }
+
+ private:
+  std::int64_t size_;
+  Scratch<A> rows_;
 };
 
 // The normalized row is (input - mean) * scale + shift, without mean and shift where the norm does not
@@ -90,8 +121,7 @@ inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidua
   for_vectors<A>(dim,
                  [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-                     input.prefetch_next(r, c, slot);
-                     const Vec<A> value = input.read(lanes, r, c);
+                     const Vec<A> value = input.read_first(lanes, r, c, slot);
                      if constexpr (kCenter) {
                        sum[r].slot[slot] += value;
                      } else {
@@ -126,7 +156,7 @@ inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidua
 template <class F>
 inline void for_row_pairs(std::int64_t begin, std::int64_t end, const F& f) {
   std::int64_t row = begin;
-  for (; row + 2 <= end; row += 2) f(row, std::integral_constant<int, 2>{});
+  for (; row + kMostRows <= end; row += kMostRows) f(row, std::integral_constant<int, kMostRows>{});
   if (row < end) f(row, std::integral_constant<int, 1>{});
 }
 
@@ -137,17 +167,21 @@ inline void norm_forward_as(const NormForward& op, const RowShape& shape, int th
   const RowAffine<A> affine(op, dim);
   const A *weight = affine.weight(), *bias = affine.bias();
   const int parts = threads_for_elements(threads, shape.rows * dim);
-  for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+  const KeptRows<T, kResidual> kept(parts, dim);
+  const bool past_cache = goes_past_cache<T>(op.y);
+  for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
     for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
       constexpr int rows = decltype(count)::value;
-      const NormInput<T, kResidual, rows> input(op, row, end, dim);
+      const NormInput<T, kResidual, rows> input(op, kept.of(part), row, end, dim);
       const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
       unroll<rows>([&](auto r) __attribute__((always_inline)) {
         const Row<T> y(op.y, row + r, end, dim, rows);
-        for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
-          y.prefetch_next(c, slot);
-          const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
-          lanes.write(y.data + c, n * lanes.read(weight + c) + lanes.read(bias + c));
+        with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
+          for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+            output.prefetch_next(y, c, slot);
+            const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
+            output.write(lanes, y.data + c, n * lanes.read(weight + c) + lanes.read(bias + c));
+          });
         });
       });
     });
@@ -157,10 +191,10 @@ inline void norm_forward_as(const NormForward& op, const RowShape& shape, int th
 // With the normalized row n and g = dy weight:  dx = scale (g - mean(g) - n mean(g n)), mean(g) only if
 // centred. The parameters' gradients are added to dweight and dbias.
 template <class T, bool kCenter, bool kResidual, int kRows, class A = Acc<T>>
-inline void differentiate_rows(const NormBackward& op, std::int64_t row, std::int64_t end, std::int64_t dim,
-                               const A* weight, A* dweight, A* dbias) {
+inline void differentiate_rows(const NormBackward& op, A* kept, bool past_cache, std::int64_t row,
+                               std::int64_t end, std::int64_t dim, const A* weight, A* dweight, A* dbias) {
   const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
-  const NormInput<T, kResidual, kRows> input(op, row, end, dim);
+  const NormInput<T, kResidual, kRows> input(op, kept, row, end, dim);
   Row<const T> dy[kRows];
   for (int r = 0; r < kRows; ++r) dy[r] = {op.dy, row + r, end, dim, kRows};
   const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
@@ -188,11 +222,13 @@ inline void differentiate_rows(const NormBackward& op, std::int64_t row, std::in
     // A row of one element is its own mean, which rounding must not bring to light.
     const A scale = kCenter && dim == 1 ? A(0) : statistics.scale[r];
     const Row<T> dx(op.dx, row + r, end, dim, kRows);
-    for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
-      dx.prefetch_next(c, slot);
-      const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
-      const Vec<A> g = lanes.read(dy[r].data + c) * lanes.read(weight + c);
-      lanes.write(dx.data + c, (g - (n * projection + mean)) * scale);
+    with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
+      for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+        output.prefetch_next(dx, c, slot);
+        const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
+        const Vec<A> g = lanes.read(dy[r].data + c) * lanes.read(weight + c);
+        output.write(lanes, dx.data + c, (g - (n * projection + mean)) * scale);
+      });
     });
   });
 }
@@ -204,11 +240,14 @@ inline void norm_backward_as(const NormBackward& op, const RowShape& shape, int 
   const RowAffine<A> affine(op, dim);
   const int parts = threads_for_elements(threads, shape.rows * dim);
   const ColumnSums<A> weight_sums(parts, pitch), bias_sums(parts, pitch);
+  const KeptRows<T, kResidual> kept(parts, dim);
+  const bool past_cache = goes_past_cache<T>(op.dx);
   for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
     A *dweight = weight_sums.block(part), *dbias = bias_sums.block(part);
     for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
       constexpr int rows = decltype(count)::value;
-      differentiate_rows<T, kCenter, kResidual, rows>(op, row, end, dim, affine.weight(), dweight, dbias);
+      differentiate_rows<T, kCenter, kResidual, rows>(op, kept.of(part), past_cache, row, end, dim,
+                                                      affine.weight(), dweight, dbias);
       weight_sums.rows_added(part, rows);
       bias_sums.rows_added(part, rows);
     });

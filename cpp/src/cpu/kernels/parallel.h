@@ -24,14 +24,16 @@ template <class F>
 inline void parallel_for(std::int64_t count, int threads, const F& f) {
   if (threads <= 1 || count <= 1 || omp_in_parallel()) {
     for (std::int64_t i = 0; i < count; ++i) f(i);
+    finish_streams();
     return;
   }
   const int team = count < threads ? static_cast<int>(count) : threads;
 #pragma omp parallel num_threads(team)
   {
     team_index = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (std::int64_t i = 0; i < count; ++i) f(i);
+    finish_streams();
     team_index = 0;
   }
 }
@@ -51,6 +53,7 @@ template <class F>
 inline void parallel_in_order(std::int64_t count, int parts, const F& f) {
   if (parts <= 1 || count <= 1 || omp_in_parallel()) {
     for (std::int64_t i = 0; i < count; ++i) f(i % parts, i);
+    finish_streams();
     return;
   }
 #pragma omp parallel num_threads(parts)
@@ -60,6 +63,7 @@ inline void parallel_in_order(std::int64_t count, int parts, const F& f) {
     for (std::int64_t i = 0; i < count; ++i) {
       if (i % parts % team == team_index) f(i % parts, i);
     }
+    finish_streams();
     team_index = 0;
   }
 }

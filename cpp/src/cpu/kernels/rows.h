@@ -34,6 +34,10 @@ struct AllLanes {
   void write(T* to, Vec<A> value) const {
     store(to, value);
   }
+  template <class T>
+  void stream_to(T* to, Vec<A> value) const {
+    stream(to, value);
+  }
   Vec<A> keep(Vec<A> value) const { return value; }
 };
 
@@ -48,6 +52,10 @@ struct FirstLanes {
   template <class T>
   void write(T* to, Vec<A> value) const {
     store_partial(to, value, count);
+  }
+  template <class T>
+  void stream_to(T* to, Vec<A> value) const {
+    write(to, value);
   }
   // Zeroes the lanes past count, for sums.
   Vec<A> keep(Vec<A> value) const {
@@ -86,6 +94,9 @@ struct SlotSums {
 
 inline RowShape row_shape(const Tensor& x) { return {x.numel() / x.size(-1), x.size(-1)}; }
 
+// Starts bringing in what will be read or written after what is at hand.
+inline void prefetch(const void* ahead) { __builtin_prefetch(ahead); }
+
 // A row of a contiguous array and the one `step` after it, or itself where that is past the end of its range.
 // Prefetching the next row while this one is worked on keeps a kernel from waiting for memory.
 template <class T>
@@ -101,9 +112,50 @@ struct Row {
   // To be called for every vector: touches each cache line about once.
   void prefetch_next(std::int64_t c, int slot) const {
     constexpr int vector_bytes = kLanes<Acc<std::remove_const_t<T>>> * static_cast<int>(sizeof(T));
-    if (slot * vector_bytes % 64 == 0) __builtin_prefetch(next + c);
+    if (slot * vector_bytes % 64 == 0) prefetch(next + c);
   }
 };
+
+// How an output is written: through the caches, or past them to memory.
+//
+// A line that goes through the cache is first read from memory, which for an output is a read more than must
+// be. Past the caches nothing is, but whoever reads the output next finds it in memory: right for arrays that
+// a cache would not have kept.
+struct ThroughCache {
+  static void prefetch_line(const void* ahead) { prefetch(ahead); }
+  template <class T>
+  static void prefetch_next(const Row<T>& row, std::int64_t c, int slot) {
+    row.prefetch_next(c, slot);
+  }
+  template <class Lanes, class T, class V>
+  static void write(const Lanes& lanes, T* to, V value) {
+    lanes.write(to, value);
+  }
+};
+struct PastCache {
+  static void prefetch_line(const void*) {}
+  template <class T>
+  static void prefetch_next(const Row<T>&, std::int64_t, int) {}
+  template <class Lanes, class T, class V>
+  static void write(const Lanes& lanes, T* to, V value) {
+    lanes.stream_to(to, value);
+  }
+};
+
+// Whether every vector of the array's rows is aligned, and the array too large to be worth its room in cache.
+template <class T>
+inline bool goes_past_cache(const Tensor& array) {
+  constexpr std::int64_t kLeastBytes = 8 << 20, lanes = kLanes<Acc<T>>;
+  constexpr auto vector_bytes = static_cast<std::uintptr_t>(lanes * sizeof(T));
+  bool aligned = reinterpret_cast<std::uintptr_t>(array.as<T>()) % vector_bytes == 0;
+  for (int axis = 0; axis < array.rank - 1; ++axis) aligned &= array.stride(axis) % lanes == 0;
+  return aligned && array.numel() * static_cast<std::int64_t>(sizeof(T)) >= kLeastBytes;
+}
+
+template <class F>
+__attribute__((always_inline)) inline void with_output(bool past_cache, const F& f) {
+  past_cache ? f(PastCache{}) : f(ThroughCache{});
+}
 
 // f(part, begin, end) for `parts` contiguous ranges of near-equal size that cover [0, rows).
 template <class F>

@@ -195,6 +195,37 @@ inline void store(float16* to, VecF value) {
   std::memcpy(to, &bits, sizeof(bits));
 }
 
+// The same past the caches, where the instruction set can: `to` is aligned to what is written, and other
+// threads see it after finish_streams().
+template <class V>
+inline void stream_bits(void* to, V bits) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    return _mm512_stream_si512(static_cast<__m512i*>(to), bit_cast<__m512i>(bits));
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) {
+    return _mm256_stream_si256(static_cast<__m256i*>(to), bit_cast<__m256i>(bits));
+  }
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(bits));
+#endif
+  std::memcpy(to, &bits, sizeof(bits));
+}
+
+inline void stream(float* to, VecF value) { stream_bits(to, value); }
+inline void stream(double* to, VecD value) { stream_bits(to, value); }
+inline void stream(bfloat16* to, VecF value) { stream_bits(to, narrow_bfloat16(value)); }
+inline void stream(float16* to, VecF value) { stream_bits(to, narrow_float16(value)); }
+
+inline void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // The first `count` lanes; the others are 0, and memory past `count` is not touched.
 template <class T>
 inline Vec<Acc<T>> load_partial(const T* from, std::int64_t count) {

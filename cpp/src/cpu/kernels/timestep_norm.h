@@ -54,6 +54,7 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
   const Workspaces<TimestepForwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
   const GroupPairs before(blocks.count(), groups.count);
   const Relay relay(blocks.count());
+  const bool past_cache = goes_past_cache<T>(op.y, groups);
   parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];
@@ -76,16 +77,20 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
     advance(groups.count, op.eps, block.tokens, count, before[i], statistics);
     if (block.last) write_state<A>(op, block.sequence, count + added, statistics.running);
     const RowsAhead<T> y_ahead = rows_ahead<T>(op.y, sequences, blocks, i, i);
-    for (std::int64_t t = 0; t < block.tokens; ++t) {
-      write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
-        for_groups<kVectors, A>(groups, normalizer_of(statistics, groups.count, t),
-                                [y, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias,
-                                 next = y_ahead.row(t + 1)](std::int64_t c, const Normalizer<A>& normalize) {
-                                  prefetch(next + c);
-                                  store(y + c, normalize(load(x + c)) * load(weight + c) + load(bias + c));
-                                });
-      });
-    }
+    with_output(past_cache, [&](auto output) {
+      for (std::int64_t t = 0; t < block.tokens; ++t) {
+        write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
+          for_groups<kVectors, A>(
+              groups, normalizer_of(statistics, groups.count, t),
+              [=, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias,
+               next = y_ahead.row(t + 1)](std::int64_t c, const Normalizer<A>& normalize) {
+                output.prefetch_line(next + c);
+                output.write(AllLanes<A>{}, y + c,
+                             normalize(load(x + c)) * load(weight + c) + load(bias + c));
+              });
+        });
+      }
+    });
   });
   for (std::int64_t s = 0; s < sequences.count; ++s) {
     const std::int64_t initial =

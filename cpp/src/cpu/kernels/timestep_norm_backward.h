@@ -137,8 +137,9 @@ struct TimestepBlockGradient {
     }
   }
 
-  void write_gradients(const A* all_weights, const LaterSums& after, const RowsAhead<T>& x_ahead,
-                       const RowsAhead<T>& dx_ahead) const {
+  template <class Output>
+  void write_gradients(Output output, const A* all_weights, const LaterSums& after,
+                       const RowsAhead<T>& x_ahead, const RowsAhead<T>& dx_ahead) const {
     const BlockStatistics<A>& statistics = space.statistics;
     const double inverse_size = 1.0 / static_cast<double>(groups.size);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
@@ -156,11 +157,12 @@ struct TimestepBlockGradient {
       write_token(op.dx, sequence, block.first + t, groups, space.dx, [&](T* dx) {
         for_groups<kVectors, A>(
             groups, [=](auto of) { return TokenGradient<A>{of(center), of(scale), of(slope), of(offset)}; },
-            [dx, weight = all_weights, x = space.x.row[t], dy = space.dy.row[t], next_x = x_ahead.row(t),
+            [output, dx, weight = all_weights, x = space.x.row[t], dy = space.dy.row[t],
+             next_x = x_ahead.row(t),
              next_dx = dx_ahead.row(t + 1)](std::int64_t c, const TokenGradient<A>& gradient) {
               prefetch(next_x + c);
-              prefetch(next_dx + c);
-              store(dx + c, gradient(load(x + c), load(dy + c) * load(weight + c)));
+              output.prefetch_line(next_dx + c);
+              output.write(AllLanes<A>{}, dx + c, gradient(load(x + c), load(dy + c) * load(weight + c)));
             });
       });
     }
@@ -217,6 +219,7 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
   const auto after = [&](std::int64_t i) { return LaterSums{later[i].mean, later[i].squares}; };
   find_statistics<kVectors, T>(op, sequences, groups, blocks, spaces, before);
   const Relay relay(blocks.count());
+  const bool past_cache = goes_past_cache<T>(op.dx, groups);
   parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t step) {
     const std::int64_t i = blocks.count() - 1 - step;
     const TokenBlock& block = blocks[i];
@@ -243,9 +246,11 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
       gradient.add_later(after(i), before[i], after(i - 1));
       relay.hand_over(i - 1);
     }
-    gradient.write_gradients(parameters.weight, after(i),
-                             rows_ahead<T>(op.x, sequences, blocks, i - blocks.parts(), i),
-                             rows_ahead<T>(op.dx, sequences, blocks, i, i));
+    with_output(past_cache, [&](auto output) {
+      gradient.write_gradients(output, parameters.weight, after(i),
+                               rows_ahead<T>(op.x, sequences, blocks, i - blocks.parts(), i),
+                               rows_ahead<T>(op.dx, sequences, blocks, i, i));
+    });
     weight_sums.rows_added(part, block.tokens);
     bias_sums.rows_added(part, block.tokens);
   });

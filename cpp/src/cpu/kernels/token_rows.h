@@ -67,8 +67,11 @@ struct RowsAhead {
   }
 };
 
-// Starts bringing in what will be read or written after the row at hand.
-inline void prefetch(const void* address) { __builtin_prefetch(address); }
+// Rows that are not whole vectors are copied in pieces, and in cache.
+template <class T>
+inline bool goes_past_cache(const Tensor& array, const Groups& groups) {
+  return groups.in_whole_vectors(kLanes<Acc<T>>) && goes_past_cache<T>(array);
+}
 
 // f(row) fills the row of a token of the output.
 template <class T, class F>
