@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,6 +37,28 @@ def test_an_impossible_number_of_threads(count):
     with pytest.raises(ValueError, match=r"set_num_threads: count: expected an integer in \[1, 1024\], got"):
         runtime.set_num_threads(count)
     assert runtime.num_threads() == before
+
+
+FAULTS = """
+import resource, sys
+import torch
+from megalodon_core import runtime
+assert sys.argv[1] != "keep" or runtime.keep_freed_memory()
+for _ in range(24):  # 40 MiB each
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_freed_memory_is_kept():
+    """Large tensors, one after the other, soon need no new pages; without the call each of them does."""
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True))
+        for how in ("keep", "return")
+    }
+    assert faults["keep"] < 1000 < faults["return"]
 
 
 @pytest.mark.parametrize("count", [2.0, "2", None])

@@ -1,8 +1,7 @@
 """Two layers of mega200M's width beside a LLaMA of as many parameters: time, memory, and decoding.
 
-Peak memory is that of a process of its own: `python models.py KIND DTYPE LENGTH` builds a model, runs a
-short pass, and prints as JSON the seconds of one forward + backward and by how much the largest resident set
-during it exceeds what was resident before it. The peak is reset before the pass.
+Memory, and the time of a long pass, are those of a process of its own: `python models.py {memory,seconds}
+KIND DTYPE LENGTH` builds a model, runs a short pass, and prints what it finds about one forward + backward.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import llama
 import torch
-from megalodon_core import Megalodon, MegalodonConfig
+from megalodon_core import Megalodon, MegalodonConfig, runtime
 from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.operators import FULL, causal_pairs
@@ -32,6 +30,8 @@ from torch.nn import functional as F
 VOCAB = 256
 LAYERS = 2
 PAIRS = 3
+ENOUGH_BYTES = 4 << 30
+"""More than a pass over the longer sequence takes."""
 LENGTHS = SHORT, LONG = 4096, 16384
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALONE = [("megalodon", "float32"), ("megalodon", "bfloat16"), ("llama", "float32")]
@@ -149,15 +149,20 @@ def _short() -> Iterator[tuple[str, float]]:
 
 
 def _alone(kind: str, dtype: str) -> Iterator[tuple[str, float]]:
-    """Memory at both lengths, and the time of one pass at L = 16384, each in a process of its own."""
-    for length in (SHORT, LONG):
-        command = [sys.executable, __file__, kind, dtype, str(length)]
-        process = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(process.stdout)
+    """Memory at both lengths, the LLaMA's at the shorter, and the time of one pass at L = 16384."""
+    for length in LENGTHS if kind == "megalodon" else (SHORT,):
+        found = _in_a_process("memory", kind, dtype, length)
         yield f"memory.{kind}.{dtype}.{length}.gigabytes", found["bytes"] / 1e9
-        if length == LONG:
-            yield f"model.{kind}.{dtype}.{length}.forward.seconds", found["recorded"]
-            yield f"model.{kind}.{dtype}.{length}.both.seconds", found["both"]
+    found = _in_a_process("seconds", kind, dtype, LONG)
+    yield f"model.{kind}.{dtype}.{LONG}.forward.seconds", found["recorded"]
+    yield f"model.{kind}.{dtype}.{LONG}.both.seconds", found["both"]
+
+
+def _in_a_process(what: str, kind: str, dtype: str, length: int) -> dict[str, float]:
+    command = [sys.executable, __file__, what, kind, dtype, str(length)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(process.stdout)
+    return found
 
 
 def _ratios(figures: dict[str, float]) -> Iterator[tuple[str, float]]:
@@ -178,18 +183,32 @@ def _ratios(figures: dict[str, float]) -> Iterator[tuple[str, float]]:
         yield f"memory.megalodon.bfloat16.{length}.over_float32", half / own
 
 
-def alone(kind: str, dtype: str, length: int) -> dict[str, Any]:
-    """One forward + backward: its seconds, and the growth of the resident set at its peak."""
+def prepared(kind: str, dtype: str, length: int) -> Sample:
+    """A training sample whose model has run once, over a few tokens."""
     model = build(kind, DTYPES[dtype])
     training_sample(model, torch.randint(VOCAB, (1, 256)))()
     model.zero_grad(set_to_none=True)
-    sample = training_sample(model, torch.randint(VOCAB, (1, length)))
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew at what is resident now
+    return training_sample(model, torch.randint(VOCAB, (1, length)))
+
+
+def memory(kind: str, dtype: str, length: int) -> dict[str, float]:
+    """By how much the largest resident set during the pass exceeds what was resident before it."""
+    sample = prepared(kind, dtype, length)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
     before = peak_resident_bytes()
-    seconds = sample()
-    return {**seconds, "bytes": peak_resident_bytes() - before}
+    sample()
+    return {"bytes": peak_resident_bytes() - before}
+
+
+def seconds(kind: str, dtype: str, length: int) -> dict[str, float]:
+    """The time of the pass in memory that the process already has, as it is for a step of a training run."""
+    runtime.keep_freed_memory()
+    sample = prepared(kind, dtype, length)
+    torch.zeros(ENOUGH_BYTES, dtype=torch.uint8)
+    return sample()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    print(json.dumps(alone(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    what = {"memory": memory, "seconds": seconds}[sys.argv[1]]
+    print(json.dumps(what(sys.argv[2], sys.argv[3], int(sys.argv[4]))))

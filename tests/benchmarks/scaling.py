@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import subprocess
 import sys
 import time
@@ -21,6 +21,8 @@ from megalodon_core.training.run import small_config
 from torch import Tensor
 
 S = TypeVar("S", int, str)
+
+FEW_FAULTS = 1000  # page faults of 4 KiB
 
 LENGTHS = (4096, 16384, 65536, 262144)
 STREAM_MARKS = tuple(2**n for n in range(16, 21))
@@ -56,18 +58,19 @@ def warm(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     return samples
 
 
-def lengths() -> dict[str, float]:
-    """`lengths_here` in a process whose allocator keeps freed memory, so that pages are not new at each call.
+def settle(sample: Sample) -> None:
+    """Run the sample until it takes no new memory from the system, or a few times."""
+    for _ in range(6):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        sample()
+        if resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < FEW_FAULTS:
+            return
 
-    Linux takes far longer to hand out a page than an operator takes to write it, and glibc returns blocks
-    above 32 MB at once: without this one would time the kernel's page faults. `scaling.clone` shows what is
-    left of them.
-    """
-    keep = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+def lengths() -> dict[str, float]:
+    """`lengths_here` in a process of its own, which keeps freed memory."""
     command = [sys.executable, __file__, str(torch.get_num_threads())]
-    process = subprocess.run(
-        command, env={**os.environ, **keep}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(process.stdout)
     return figures
 
@@ -75,7 +78,8 @@ def lengths() -> dict[str, float]:
 def lengths_here() -> dict[str, float]:
     """`scaling.operator.<op>.<direction>.<L>`: seconds; `.growth`: of the time per token to the longest L.
 
-    Forward is timed inside forward + backward. `scaling.clone` is a clone of one activation tensor.
+    Forward is timed inside forward + backward, in memory that the process already has: otherwise one would
+    time how the system hands out pages. `scaling.clone` is a clone of one activation tensor.
     """
     figures: dict[str, float] = {}
     for case in SEQUENCE:
@@ -94,7 +98,7 @@ def lengths_here() -> dict[str, float]:
 
 
 def _repeated(sample: Sample) -> dict[str, list[float]]:
-    warm((sample,))
+    settle(sample)
     return interleave({"": sample}, 0.5, least=3, patience=4.0)[""]
 
 
@@ -202,4 +206,5 @@ def little() -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[1]))
+    runtime.keep_freed_memory()
     print(json.dumps(lengths_here()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from megalodon_core import runtime
 from megalodon_core.bench.report import run_bench
 from megalodon_core.cli.completion import continued, print_ids, print_text
 from megalodon_core.cli.demo import run_demo
@@ -24,6 +25,7 @@ from megalodon_core.training.trainer import TrainSettings
 def train(args: Namespace) -> None:
     """Start a run, or continue one; print what it reached."""
     _use_threads(args)
+    runtime.keep_freed_memory()
     directory = RunDirectory(args.run)
     if args.resume:
         if not directory.exists():
