@@ -209,20 +209,21 @@ def _steps(
     eos: int | None,
     prefill_chunk: int,
 ) -> Iterator[dict[int, int]]:
-    logits, state = prefill(model, tokens, padding_mask=padding_mask, chunk=prefill_chunk)
-    generator = sampler.generator(logits.device)
-    active = list(range(len(tokens)))  # the prompt that each remaining row continues
-    for step in range(max_new_tokens):
-        chosen = sampler.choose(logits, generator)
-        ids: list[int] = chosen.tolist()
-        yield dict(zip(active, ids, strict=True))
-        going_on = [row for row, token in enumerate(ids) if token != eos]
-        if not going_on or step + 1 == max_new_tokens:
-            return
-        if len(going_on) < len(active):
-            active = [active[row] for row in going_on]
-            state, chosen = state.select(going_on), chosen[going_on]
-        logits, state = prefill(model, chosen[:, None], state, donate_state=True)
+    with model.constant_parameters():
+        logits, state = prefill(model, tokens, padding_mask=padding_mask, chunk=prefill_chunk)
+        generator = sampler.generator(logits.device)
+        active = list(range(len(tokens)))  # the prompt that each remaining row continues
+        for step in range(max_new_tokens):
+            chosen = sampler.choose(logits, generator)
+            ids: list[int] = chosen.tolist()
+            yield dict(zip(active, ids, strict=True))
+            going_on = [row for row, token in enumerate(ids) if token != eos]
+            if not going_on or step + 1 == max_new_tokens:
+                return
+            if len(going_on) < len(active):
+                active = [active[row] for row in going_on]
+                state, chosen = state.select(going_on), chosen[going_on]
+            logits, state = prefill(model, chosen[:, None], state, donate_state=True)
 
 
 @contextmanager

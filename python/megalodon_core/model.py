@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from megalodon_core.nn import (
     Linear,
     RotaryFrequencies,
     TimestepNorm,
+    constant_parameters,
     operator_dtype,
     truncated_normal_,
 )
@@ -142,6 +144,20 @@ class Megalodon(nn.Module):
                 new_states.append(new)
         logits, norm_state = self.output(x, norm_state, cu_seqlens, padding_mask, logits_to_keep)
         return logits, MegalodonState(tuple(new_states), norm_state) if return_state else None
+
+    @contextmanager
+    def constant_parameters(self) -> Iterator[None]:
+        """A promise that no parameter changes while it lasts, which saves a tenth of the time of a token.
+
+        What operators take in the place of parameters (CEMA's coefficients, float32 copies) is then derived
+        from them once, and not at every call. Calls that record gradients derive anew all the same.
+
+            with torch.no_grad(), model.constant_parameters():
+                for token in tokens:
+                    logits, state = model(token, state, donate_state=True)
+        """
+        with constant_parameters(self):
+            yield
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew and resets the buffers: for a model built on "meta" and `to_empty`-ed."""

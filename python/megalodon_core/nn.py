@@ -12,7 +12,8 @@ return a state, and take `cu_seqlens` and `padding_mask` with the meaning the op
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,39 @@ def _effective_weight(stored: Tensor | None, dtype: torch.dtype) -> Tensor | Non
 
 def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if parameter is None else parameter.to(dtype)
+
+
+class OperatorLayer(nn.Module):
+    """A layer whose operator takes something derived from the parameters, not the parameters themselves."""
+
+    _kept: dict[torch.dtype, tuple[Any, ...]] | None = None
+
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """What the operator takes in the place of the parameters, in its type for parameters."""
+        raise NotImplementedError
+
+    def operands(self, activation: Tensor) -> tuple[Any, ...]:
+        """`derive` for this activation; once inside `constant_parameters`, unless gradients are recorded."""
+        dtype = operator_dtype(activation)
+        if self._kept is None or torch.is_grad_enabled():
+            return self.derive(dtype)
+        if dtype not in self._kept:
+            self._kept[dtype] = self.derive(dtype)
+        return self._kept[dtype]
+
+
+@contextmanager
+def constant_parameters(model: nn.Module) -> Iterator[None]:
+    """While it lasts, what the layers of a model derive from their parameters is computed once."""
+    layers = [module for module in model.modules() if isinstance(module, OperatorLayer)]
+    before = [layer._kept for layer in layers]
+    for layer in layers:
+        layer._kept = {}
+    try:
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer._kept = kept
 
 
 class Linear(nn.Linear):
@@ -124,7 +158,7 @@ class RotaryFrequencies(nn.Module):
         return f"head_dim={self.head_dim}, base={self.base}"
 
 
-class TimestepNorm(nn.Module):
+class TimestepNorm(OperatorLayer):
     """`ops.timestep_norm` with stored weight `w - 1` and bias, both (D,).
 
     A stream starts from the statistics in the buffers `prior_count ()`, `prior_mean (G,)`, `prior_logv (G,)`:
@@ -153,6 +187,9 @@ class TimestepNorm(nn.Module):
             for tensor in (self.weight, self.bias, self.prior_count, self.prior_mean, self.prior_logv):
                 tensor.zero_()
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        return _effective_weight(self.weight, dtype), _cast(self.bias, dtype)
+
     def initial_state(self, rows: int, dtype: torch.dtype) -> TimestepNormState:
         """The state of `rows` streams that have read nothing yet."""
         return TimestepNormState(
@@ -169,14 +206,14 @@ class TimestepNorm(nn.Module):
         cu_seqlens: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, TimestepNormState]:
-        dtype = operator_dtype(x)
         if state is None:
             rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-            state = self.initial_state(rows, dtype)
+            state = self.initial_state(rows, operator_dtype(x))
+        weight, bias = self.operands(x)
         return ops.timestep_norm(
             x,
-            self.weight.to(dtype) + 1.0,
-            self.bias.to(dtype),
+            weight,
+            bias,
             self.num_groups,
             eps=self.eps,
             initial_state=state,
@@ -188,7 +225,7 @@ class TimestepNorm(nn.Module):
         return f"{self.weight.shape[0]}, num_groups={self.num_groups}, eps={self.eps}"
 
 
-class ComplexEMA(nn.Module):
+class ComplexEMA(OperatorLayer):
     """`ops.cema` with the released parametrization of its coefficients.
 
     alpha, delta (D, N, 1), theta (D, 1, 1), gamma (D, N, 2), omega (D, 1); the operator gets gamma / sqrt(N).
@@ -218,6 +255,12 @@ class ComplexEMA(nn.Module):
         frequencies = float(self.dim) ** -exponents
         self.theta.view(-1).copy_(torch.logit(frequencies[torch.randperm(self.dim)]))
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        p, q = ops.cema_coefficients(
+            self.alpha.to(dtype).squeeze(-1), self.delta.to(dtype).squeeze(-1), self.theta.to(dtype).flatten()
+        )
+        return p, q, self.gamma.to(dtype) / math.sqrt(self.ndim), self.omega.to(dtype).squeeze(-1)
+
     def forward(
         self,
         x: Tensor,
@@ -226,16 +269,9 @@ class ComplexEMA(nn.Module):
         cu_seqlens: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        dtype = operator_dtype(x)
-        p, q = ops.cema_coefficients(
-            self.alpha.to(dtype).squeeze(-1), self.delta.to(dtype).squeeze(-1), self.theta.to(dtype).flatten()
-        )
         return ops.cema(
             x,
-            p,
-            q,
-            self.gamma.to(dtype) / math.sqrt(self.ndim),
-            self.omega.to(dtype).squeeze(-1),
+            *self.operands(x),
             initial_state=state,
             cu_seqlens=cu_seqlens,
             padding_mask=padding_mask,
@@ -245,7 +281,7 @@ class ComplexEMA(nn.Module):
         return f"{self.dim}, ndim={self.ndim}"
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(OperatorLayer):
     """`ops.rms_norm` with stored weight `w - 1` (D,), or without weight."""
 
     def __init__(self, dim: int, eps: float, affine: bool, **factory: Any) -> None:
@@ -257,12 +293,15 @@ class RMSNorm(nn.Module):
         if self.weight is not None:
             nn.init.zeros_(self.weight)
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (_effective_weight(self.weight, dtype),)
+
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = ops.rms_norm(x, _effective_weight(self.weight, operator_dtype(x)), eps=self.eps)
+        y: Tensor = ops.rms_norm(x, *self.operands(x), eps=self.eps)
         return y
 
 
-class AddLayerNorm(nn.Module):
+class AddLayerNorm(OperatorLayer):
     """`ops.add_layer_norm`: LayerNorm(branch + residual) with stored weight `w - 1` and bias, or without."""
 
     def __init__(self, dim: int, eps: float, affine: bool, **factory: Any) -> None:
@@ -276,14 +315,15 @@ class AddLayerNorm(nn.Module):
             if parameter is not None:
                 nn.init.zeros_(parameter)
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        return _effective_weight(self.weight, dtype), _cast(self.bias, dtype)
+
     def forward(self, branch: Tensor, residual: Tensor) -> Tensor:
-        dtype = operator_dtype(residual)
-        weight, bias = _effective_weight(self.weight, dtype), _cast(self.bias, dtype)
-        y: Tensor = ops.add_layer_norm(branch, residual, weight, bias, eps=self.eps)
+        y: Tensor = ops.add_layer_norm(branch, residual, *self.operands(residual), eps=self.eps)
         return y
 
 
-class GatedAttention(nn.Module):
+class GatedAttention(OperatorLayer):
     """Moving-average gated attention: the first hop's branch h, without the residual.
 
         x̂ = timestep_norm(x)       m = rms_norm(cema(x̂))
@@ -340,13 +380,12 @@ class GatedAttention(nn.Module):
 
         z = self._by_head(self.wz(m))
         v = self._by_head(F.silu(self.wv(normed)))
-        dtype = operator_dtype(z)
-        gamma = (self.gamma.to(dtype) + 1.0) / math.sqrt(self.head_dim)
+        gamma, beta = self.operands(z)
         dropout_p = self.attention_dropout if self.training else 0.0
         attended, attention_state = ops.normalized_attention(
             z,
-            self._by_head(gamma),
-            self._by_head(self.beta.to(dtype)),
+            gamma,
+            beta,
             v,
             chunk_size=self.chunk_size,
             rope_base=self.rope_base,
@@ -361,6 +400,10 @@ class GatedAttention(nn.Module):
         h = F.dropout(self.wh1(m) + self.wh2(a), self.dropout, self.training)
         return h, LayerState(norm_state, cema_state, attention_state)
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        gamma = (self.gamma.to(dtype) + 1.0) / math.sqrt(self.head_dim)
+        return self._by_head(gamma), self._by_head(self.beta.to(dtype))
+
     def _by_head(self, tensor: Tensor) -> Tensor:
         """(..., H * width) as (..., H, width)."""
         return tensor.view(*tensor.shape[:-1], self.num_heads, -1)
@@ -369,7 +412,7 @@ class GatedAttention(nn.Module):
         return f"num_heads={self.num_heads}, chunk_size={self.chunk_size}, rope_base={self.rope_base}"
 
 
-class NormalizedFFN(nn.Module):
+class NormalizedFFN(OperatorLayer):
     """The second hop: x + alpha * FFN(LayerNorm(h + x)), where x is the block's input, not x + h.
 
     FFN(f) = W2 silu(W1 f), or W2 (silu(W1 f) * (W3 f)) with `swiglu`; alpha (D,) only with
@@ -395,6 +438,9 @@ class NormalizedFFN(nn.Module):
         if self.alpha is not None:
             nn.init.constant_(self.alpha, self.initial_scale)
 
+    def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (_cast(self.alpha, dtype),)
+
     def forward(self, branch: Tensor, residual: Tensor) -> Tensor:
         # Under autocast a linear's output is bfloat16 while the residual stream stays float32.
         f = self.norm(branch.to(residual.dtype), residual)
@@ -402,8 +448,7 @@ class NormalizedFFN(nn.Module):
         hidden = F.silu(gate) if self.fc3 is None else ops.silu_mul(gate, self.fc3(f))
         output = self.fc2(F.dropout(hidden, self.hidden_dropout, self.training))
         output = F.dropout(output, self.dropout, self.training).to(residual.dtype)
-        alpha = _cast(self.alpha, operator_dtype(residual))
-        y: Tensor = ops.two_hop_residual(output, residual, alpha)
+        y: Tensor = ops.two_hop_residual(output, residual, *self.operands(residual))
         return y
 
 

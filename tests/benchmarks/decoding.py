@@ -25,11 +25,13 @@ def measure(seconds: float) -> dict[str, float]:
     weights = model.num_parameters() - model.embed.weight.numel()
     figures = {}
     for name, dtype in DTYPES.items():
-        step = decoding(model.to(dtype))
+        model.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
-        for sample in (step, read):
-            sample()
-        taken = interleave({"step": step, "read": read}, seconds)
+        with model.constant_parameters():
+            step = decoding(model)
+            for sample in (step, read):
+                sample()
+            taken = interleave({"step": step, "read": read}, seconds)
         token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
         figures |= {
             f"decode.{name}.seconds": token,

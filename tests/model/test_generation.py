@@ -31,6 +31,33 @@ def test_greedy_batch_equals_recomputing_each_prompt(model):
     assert [generate(model, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS] == expected
 
 
+def test_constant_parameters_change_no_bit(model):
+    tokens = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        expected, _ = model(tokens)
+        with model.constant_parameters():
+            assert torch.equal(model(tokens)[0], expected)
+            assert torch.equal(model(tokens)[0], expected)
+
+
+def test_constant_parameters_are_a_promise_about_calls_without_gradients(model):
+    """A change goes unseen until the promise ends, and never where gradients are recorded."""
+    tokens = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        before, _ = model(tokens)
+        with model.constant_parameters():
+            model(tokens)
+            model.layers[0].mega.cema.gamma.add_(1.0)
+            assert torch.equal(model(tokens)[0], before)
+            with torch.enable_grad():
+                seen, _ = model(tokens)
+        after, _ = model(tokens)
+    assert not torch.equal(after, before)
+    assert torch.equal(seen, after)
+    seen.sum().backward()
+    assert model.layers[0].mega.cema.gamma.grad.any()
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 5, 100])
 def test_prompt_pieces_do_not_matter(model, chunk):
     expected = generate(model, PROMPTS, max_new_tokens=5)

@@ -5,7 +5,7 @@
 // that their states and coefficients stay in registers. The real EMA runs here with imaginary parts of zero.
 #pragma once
 
-#include "cpu/kernels/tile.h"
+#include "cpu/kernels/cema_step.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
@@ -389,7 +389,9 @@ inline int cema_threads(const Cema& op, int threads) {
 inline void cema_forward(const CemaForward& op, const SequenceSpan& sequences, int threads) {
   record_isa(kIsa);
   with_accumulator(op.x.dtype, [&](auto* tag) {
-    cema_forward_as<std::remove_pointer_t<decltype(tag)>>(op, sequences, cema_threads(op, threads));
+    using A = std::remove_pointer_t<decltype(tag)>;
+    const auto forward = sequences.longest <= 1 ? cema_step<A> : cema_forward_as<A>;
+    forward(op, sequences, cema_threads(op, threads));
   });
 }
 
