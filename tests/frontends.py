@@ -1,4 +1,8 @@
-"""Running a call through torch or NumPy. Both take and give torch tensors, so that tests read the same."""
+"""Running a call through torch or NumPy. Both take and give torch tensors, so that tests read the same.
+
+The tensors of a test are on the CPU. Where the operators run on a GPU (`pytest --backend=cuda`), a frontend
+moves what goes in there and what comes out back.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,11 @@ import numpy as np
 import reference
 import torch
 from calls import STATES, Call
-from megalodon_core import ops, runtime
+from megalodon_core import cuda, ops, runtime
 from torch import Tensor
+
+BACKENDS = ("cpu", "cuda", "moved")
+"""`moved` is the CPU through the code that moves arrays to a GPU, so that this code is tested without one."""
 
 Arrays = dict[str, Any]
 Layout = Callable[[Any], Any]
@@ -29,35 +36,89 @@ def as_given(x: Any) -> Any:
     return x
 
 
+class Place:
+    """Where operators run. A tensor is copied there and back, but for the plain CPU, where it is already."""
+
+    device: torch.device | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device is not None and self.device.type == "cuda"
+
+    @property
+    def type(self) -> str:
+        """The type of device as torch names it."""
+        return "cuda" if self.on_gpu else "cpu"
+
+    def to(self, x: Tensor) -> Tensor:
+        return x if self.device is None else x.to(self.device, copy=True)
+
+    def back(self, x: Tensor) -> Tensor:
+        if self.device is None:
+            return x
+        assert x.device == self.device
+        return x.to("cpu", copy=True)
+
+
+PLACE = Place()
+"""Where the operators under test run; `use_backend` sets it once, before tests are collected."""
+
+
+def use_backend(name: str) -> None:
+    PLACE.device = {"cpu": None, "cuda": torch.device("cuda", 0), "moved": torch.device("cpu")}[name]
+
+
+def why_no_gpu() -> str | None:
+    """What keeps the operators from running on a GPU here; None where nothing does."""
+    try:
+        if not cuda.devices():
+            return "there is no GPU"
+    except RuntimeError as error:
+        return str(error)
+    return None if torch.cuda.is_available() else f"torch {torch.__version__} finds no GPU"
+
+
 class Torch:
     """The operators of a module on torch tensors, gradients by autograd."""
 
     name = "torch"
 
-    def __init__(self, operators: ModuleType, after: Callable[[], None] = lambda: None):
-        self.operators, self.after = operators, after
+    def __init__(self, operators: ModuleType, place: Place, after: Callable[[], None] = lambda: None):
+        self.operators, self.place, self.after = operators, place, after
 
     def forward(self, call: Call, layout: Layout = as_given) -> Arrays:
-        """The outputs; `layout` is applied to every array that goes in."""
-        outputs = getattr(self.operators, call.op)(**call.arguments(layout))
+        """The outputs; `layout` is applied to every array that goes in, where it goes in."""
+        outputs = self._outputs(call, lambda x: layout(self.place.to(x)))
+        return {name: self.back(x) for name, x in outputs.items()}
+
+    def back(self, x: Tensor) -> Tensor:
+        return self.place.back(x)
+
+    def _outputs(self, call: Call, convert: Callable[[Tensor], Tensor]) -> Arrays:
+        outputs = getattr(self.operators, call.op)(**call.arguments(convert))
         self.after()
         return named_outputs(call, outputs)
 
     def run(self, call: Call, cotangents: Arrays, layout: Layout = as_given) -> Result:
         """Outputs, and gradients for the cotangents of those outputs that are named."""
+
+        def placed(x: Tensor) -> Tensor:
+            return layout(self.place.to(x.detach()))
+
         given = {name: x for name, x in call.inputs.items() if x is not None}
-        leaves = {name: layout(x.detach()).requires_grad_() for name, x in given.items()}
-        options = {name: layout(x) if isinstance(x, Tensor) else x for name, x in call.options.items()}
-        outputs = self.forward(Call(call.op, call.inputs | leaves, options))
+        leaves = {name: placed(x).requires_grad_() for name, x in given.items()}
+        options = {name: placed(x) if isinstance(x, Tensor) else x for name, x in call.options.items()}
+        outputs = self._outputs(Call(call.op, call.inputs | leaves, options), as_given)
         found = torch.autograd.grad(
             [outputs[name] for name in cotangents],
             list(leaves.values()),
-            [layout(x) for x in cotangents.values()],
+            [placed(x) for x in cotangents.values()],
             materialize_grads=True,
         )
         self.after()
-        gradients = dict.fromkeys(call.inputs) | dict(zip(leaves, found, strict=True))
-        return Result({name: x.detach() for name, x in outputs.items()}, gradients)
+        gradients = {name: self.back(x) for name, x in zip(leaves, found, strict=True)}
+        outputs = {name: self.back(x.detach()) for name, x in outputs.items()}
+        return Result(outputs, dict.fromkeys(call.inputs) | gradients)
 
     @contextmanager
     def threads(self, count: int) -> Iterator[None]:
@@ -77,7 +138,7 @@ class Explicit:
 
     def forward(self, call: Call, layout: Layout = as_given) -> Arrays:
         outputs = getattr(ops, call.op)(**call.arguments(lambda x: layout(self.to(x))))
-        assert_forced_isa_ran()
+        assert_the_backend_ran()
         return {name: self.back(x) for name, x in named_outputs(call, outputs).items()}
 
     def run(self, call: Call, cotangents: Arrays, layout: Layout = as_given) -> Result:
@@ -85,7 +146,7 @@ class Explicit:
         cotangents = {name: layout(self.to(x)) for name, x in cotangents.items()}
         arguments = call.arguments(lambda x: layout(self.to(x)))
         found = getattr(ops, call.op).backward(nested_cotangents(call, cotangents), **arguments)
-        assert_forced_isa_ran()
+        assert_the_backend_ran()
         assert found._fields == tuple(call.inputs)
         gradients = {name: None if x is None else self.back(x) for name, x in found._asdict().items()}
         return Result(outputs, gradients)
@@ -117,8 +178,9 @@ def nested_cotangents(call: Call, cotangents: Arrays) -> Any:
     return cotangents["y"], None if not parts else parts[0] if call.outputs == ("y", "state") else parts
 
 
-def assert_forced_isa_ran() -> None:
-    assert runtime.last_isa() == runtime.isa()
+def assert_the_backend_ran() -> None:
+    """On the CPU the forced instruction set; a GPU's kernels show by where their outputs are."""
+    assert PLACE.on_gpu or runtime.last_isa() == runtime.isa()
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
@@ -133,7 +195,12 @@ def from_numpy(x: np.ndarray) -> Tensor:
     return torch.from_numpy(x)
 
 
-TORCH = Torch(ops, after=assert_forced_isa_ran)
-TORCH_EXPLICIT = Explicit("torch", lambda x: x.detach(), as_given)
+TORCH = Torch(ops, PLACE, after=assert_the_backend_ran)
+TORCH_EXPLICIT = Explicit("explicit", lambda x: PLACE.to(x.detach()), PLACE.back)
 NUMPY = Explicit("numpy", to_numpy, from_numpy)
-REFERENCE = Torch(reference)
+REFERENCE = Torch(reference, Place())
+
+
+def served() -> list[Torch | Explicit]:
+    """The frontends of the backend: two, with gradients by autograd and by `ops.<op>.backward`."""
+    return [TORCH, NUMPY if PLACE.device is None else TORCH_EXPLICIT]

@@ -1,21 +1,15 @@
-"""Every operator and gradient is as precise as docs/precision.md says, on every instruction set."""
+"""Every operator and gradient is as precise as docs/precision.md says, on every instruction set and GPU."""
 
 from pathlib import Path
 
 import precision
 import pytest
 from calls import OPERATORS
-from megalodon_core import runtime
 
 DOCUMENTED = precision.documented(Path(__file__).parent.parent / "docs" / "precision.md")
 
 
-@pytest.fixture(params=runtime.available_isas(), autouse=True)
-def isa(request):
-    before = runtime.isa()
-    runtime.set_isa(request.param)
-    yield request.param
-    runtime.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 @pytest.mark.parametrize("dtype", precision.DTYPES)

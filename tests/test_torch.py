@@ -3,7 +3,7 @@
 import pytest
 import torch
 from calls import ACTIVATIONS, OPERATORS, cotangents, example
-from frontends import TORCH
+from frontends import PLACE, TORCH
 from megalodon_core import ops
 from megalodon_core.frontends import torch as torch_frontend
 from tolerance import assert_all_close, assert_bitwise_equal
@@ -64,7 +64,8 @@ def test_tensors_without_an_exchange_table(op, monkeypatch):
     call = example(op, torch.float32)
     drawn = cotangents(TORCH.forward(call))
     expected = TORCH.run(call, drawn)
-    monkeypatch.setattr(torch_frontend, "_frontend", torch_frontend.make_frontend(direct=False))
+    name = "_cuda_frontend" if PLACE.on_gpu else "_frontend"
+    monkeypatch.setattr(torch_frontend, name, torch_frontend.make_frontend(direct=False, device=PLACE.type))
     result = TORCH.run(call, drawn)
     assert_bitwise_equal(result.outputs, expected.outputs)
     assert_bitwise_equal(result.gradients, expected.gradients)
@@ -104,7 +105,8 @@ def block(x, alpha, delta, theta, gamma, omega, weight, bias, attention_gamma, a
 def block_inputs(length: int, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, length, 8), (8, 3), (8, 3), (8,), (8, 3, 2), (8,), (8,), (8,), (2, 2, 4), (2, 2, 4)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [PLACE.to(x).requires_grad_() for x in drawn]
 
 
 # torch's own compiler still imports what torch has deprecated.
@@ -117,7 +119,7 @@ def test_compile(backend, documents):
     for length in (11, 17):
         cu_seqlens = None
         if documents is not None:
-            cu_seqlens = torch.tensor([0, *documents]).cumsum(0)
+            cu_seqlens = PLACE.to(torch.tensor([0, *documents]).cumsum(0))
             cu_seqlens[-1] = length
         inputs = block_inputs(length)
         expected = block(*inputs, cu_seqlens)
@@ -129,7 +131,7 @@ def test_compile(backend, documents):
 
 
 def autocast():
-    return torch.autocast("cpu", dtype=LOW)
+    return torch.autocast(PLACE.type, dtype=LOW)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, LOW])

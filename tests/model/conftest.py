@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from frontends import PLACE
 from megalodon_core.config import MegalodonConfig
 from megalodon_core.model import Megalodon
 from torch import Tensor
@@ -41,7 +43,15 @@ class GoldenModel(NamedTuple):
     def model(self) -> Megalodon:
         model = Megalodon(self.config)
         model.load_state_dict(self.parameters, strict=True)
-        return model
+        return model.to(PLACE.type)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def default_device() -> Iterator[None]:
+    """What a test makes is where the operators run."""
+    torch.set_default_device(PLACE.device)
+    yield
+    torch.set_default_device(None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def golden(request: pytest.FixtureRequest) -> GoldenModel:
     with np.load(DATA / f"{request.param}.npz") as file:
         config = MegalodonConfig.from_dict(json.loads(str(file["config"])))
-        tensors = {name: torch.from_numpy(file[name]) for name in file.files if name != "config"}
+        tensors = {n: torch.from_numpy(file[n]).to(PLACE.type) for n in file.files if n != "config"}
     named = {"param.": {}, "grad.": {}, "": {}}
     for name, tensor in tensors.items():
         prefix = next(prefix for prefix in named if name.startswith(prefix))
@@ -69,11 +79,11 @@ def tiny():
 
     def build(*, dtype: torch.dtype = torch.float32, **changes: Any) -> Megalodon:
         torch.manual_seed(0)
-        model = Megalodon(dataclasses.replace(TINY, **changes), dtype=torch.float64)
-        with torch.no_grad():
+        with torch.device("cpu"), torch.no_grad():
+            model = Megalodon(dataclasses.replace(TINY, **changes), dtype=torch.float64)
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return model.to(dtype)
+        return model.to(PLACE.type, dtype)
 
     return build
 
@@ -81,5 +91,5 @@ def tiny():
 @pytest.fixture
 def tokens() -> Tensor:
     """A batch of two rows that crosses two chunk boundaries of the tiny model."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(TINY.vocab_size, (2, 13), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(1)
+    return torch.randint(TINY.vocab_size, (2, 13), generator=generator, device="cpu").to(PLACE.type)

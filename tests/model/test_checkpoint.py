@@ -18,6 +18,8 @@ from megalodon_core.checkpoint import (
 )
 from megalodon_core.model import Megalodon
 
+pytestmark = pytest.mark.cpu("files, which load there")
+
 
 def assert_same_model(actual, expected):
     assert actual.config == expected.config

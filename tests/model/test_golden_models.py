@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
-from megalodon_core import runtime
+from frontends import assert_the_backend_ran
 from megalodon_core.model import Megalodon
 from tolerance import relative_error
 
@@ -14,14 +16,11 @@ GRADIENTS = 2e-4
 LOSSES = 1e-4
 
 
-@pytest.fixture(params=runtime.available_isas())
-def isa(request):
-    """Runs a test on every instruction set of this CPU; the test fails if another one ran."""
-    before = runtime.isa()
-    runtime.set_isa(request.param)
-    yield request.param
-    runtime.set_isa(before)
-    assert runtime.last_isa() == request.param
+@pytest.fixture
+def on_every_isa(isa) -> Iterator[None]:
+    """Runs a test on every instruction set of this CPU; it fails if another one ran."""
+    yield
+    assert_the_backend_ran()
 
 
 def loss_of(model, golden):
@@ -38,7 +37,7 @@ def test_rope_frequencies_are_the_released_ones(golden):
     torch.testing.assert_close(Megalodon(golden.config).rope.freqs, golden.parameters["rope.freqs"])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("on_every_isa")
 def test_logits_and_loss(golden):
     model = golden.model().eval()
     logits, _ = model(golden.arrays["tokens"])
@@ -47,7 +46,7 @@ def test_logits_and_loss(golden):
     assert loss_of(model, golden).item() == pytest.approx(golden.arrays["loss"].item(), rel=LOGITS)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("on_every_isa")
 def test_gradients(golden):
     model = golden.model()
     loss_of(model, golden).backward()
@@ -57,7 +56,7 @@ def test_gradients(golden):
     assert max(errors.values()) < GRADIENTS, errors
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("on_every_isa")
 def test_streaming(golden):
     model, tokens = golden.model().eval(), golden.arrays["tokens"]
     prompt = int(golden.arrays["stream_prompt_len"])
@@ -70,7 +69,7 @@ def test_streaming(golden):
     assert relative_error(torch.cat(logits, dim=1), golden.arrays["stream_logits"]) < LOGITS
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("on_every_isa")
 def test_eight_adamw_steps(golden):
     model = golden.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)

@@ -71,7 +71,7 @@ def test_other_init_modes(mode, std):
 
 def test_meta_model_is_filled_by_reset_parameters(tokens):
     config = MegalodonConfig(**{**WIDE, "num_layers": 1, "share_emb": True})
-    model = Megalodon(config, device="meta").to_empty(device="cpu")
+    model = Megalodon(config, device="meta").to_empty(device=tokens.device)
     model.reset_parameters()
     assert model.output.output.weight is model.embed.weight
     assert torch.isfinite(model(tokens)[0]).all()

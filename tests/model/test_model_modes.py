@@ -41,7 +41,7 @@ def test_float64_model(tiny, tokens):
 def test_autocast(tiny, tokens):
     model = tiny()
     exact, _ = model(tokens)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         logits, state = model(tokens)
         continued, _ = model(tokens[:, :3], state)
     logits.square().mean().backward()

@@ -1,26 +1,26 @@
-"""Every test in this folder runs on every instruction set of this CPU, over memory that starts as NaN."""
+"""Every test in this folder runs on every instruction set or on the GPU, over memory that starts as NaN."""
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import frontends
 import megalodon_core.frontends.numpy
 import megalodon_core.frontends.torch
 import numpy as np
 import pytest
 import torch
-from frontends import NUMPY, TORCH
-from megalodon_core import runtime
 
 
-@pytest.fixture(scope="session", params=runtime.available_isas(), autouse=True)
-def isa(request) -> Iterator[str]:
-    """The instruction set that is forced; frontends.py asserts after every operator that it ran."""
-    before = runtime.isa()
-    runtime.set_isa(request.param)
-    assert runtime.isa() == request.param
-    yield request.param
-    runtime.set_isa(before)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "frontend" in metafunc.fixturenames:
+        both = frontends.served()
+        metafunc.parametrize("frontend", both, ids=[one.name for one in both], scope="session")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_isa(isa: str) -> None:
+    """Every test of an operator runs on every instruction set."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,11 +42,6 @@ def poison(patch: pytest.MonkeyPatch, frontend: ModuleType, fill: Callable[[Any]
         return array
 
     patch.setattr(frontend, "empty", poisoned)
-
-
-@pytest.fixture(scope="session", params=[TORCH, NUMPY], ids=lambda frontend: frontend.name)
-def frontend(request):
-    return request.param
 
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -44,7 +44,7 @@ def stream() -> Stream:
     return Stream(torch.from_numpy(x).view(1, TOKENS, -1), *map(torch.from_numpy, arrays))
 
 
-@pytest.mark.cpu
+@pytest.mark.large
 @pytest.mark.parametrize("calls", [1, 16])
 def test_2_to_the_24_tokens(frontend, calls):
     """Mean and variance stay within 1e-6 of float64, in one call and over a stream of calls."""

@@ -88,25 +88,21 @@ _cuda_frontend = make_frontend(_DIRECT, "cuda")
 
 
 def _forward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    return spec.kernels.forward(_frontend, torch.get_num_threads(), *arguments)
+    if arguments[0].is_cpu:
+        return spec.kernels.forward(_frontend, torch.get_num_threads(), *arguments)
+    return _on_gpu(spec.cuda_kernels.forward, *arguments)
 
 
 def _backward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    return spec.kernels.backward(_frontend, torch.get_num_threads(), *arguments)
+    if arguments[0].is_cpu:
+        return spec.kernels.backward(_frontend, torch.get_num_threads(), *arguments)
+    return _on_gpu(spec.cuda_kernels.backward, *arguments)
 
 
 def _on_gpu(kernel: Callable[..., tuple[torch.Tensor, ...]], *arguments: Any) -> tuple[torch.Tensor, ...]:
     """Queues on the current stream of the GPU of the first tensor."""
     with torch.cuda.device(arguments[0].device):
         return kernel(_cuda_frontend, torch.cuda.current_stream().cuda_stream, *arguments)
-
-
-def _forward_on_gpu(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    return _on_gpu(spec.cuda_kernels.forward, *arguments)
-
-
-def _backward_on_gpu(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
-    return _on_gpu(spec.cuda_kernels.backward, *arguments)
 
 
 # ---- autograd ----
@@ -157,7 +153,9 @@ _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 def _goes_straight(tensors: Sequence[Any]) -> bool:
     """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
-    return not _is_observed() and tensors[0].is_cpu and _PLAIN_TYPES.issuperset(map(type, tensors))
+    first = tensors[0]
+    here = first.is_cpu or (first.is_cuda and cuda.kernels() is not None)
+    return here and not _is_observed() and _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def _always() -> bool:
@@ -170,6 +168,7 @@ _transforms = getattr(torch._C, "_are_functorch_transforms_active", _always)
 _tracer = getattr(torch._C, "_get_tracing_state", _always)
 _profiler = getattr(torch.autograd, "_profiler_enabled", _always)
 _autocast = partial(torch.is_autocast_enabled, "cpu")
+_gpu_autocast = partial(torch.is_autocast_enabled, "cuda")
 
 
 def _is_observed() -> bool:
@@ -181,6 +180,7 @@ def _is_observed() -> bool:
         or _tracer() is not None
         or _profiler()
         or _autocast()
+        or _gpu_autocast()
     )
 
 
@@ -247,7 +247,7 @@ def register(spec: Spec) -> None:
 
     qualified = f"megalodon_core::{spec.name}"
     implement("CPU", _forward, _backward)
-    implement("CUDA", _forward_on_gpu, _backward_on_gpu)
+    implement("CUDA", _forward, _backward)
     torch.library.register_fake(qualified, forward_fake, lib=_library)
     torch.library.register_fake(f"{qualified}_backward", backward_fake, lib=_library)
     backward_op = getattr(torch.ops.megalodon_core, f"{spec.name}_backward").default
@@ -292,7 +292,7 @@ def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     """
     tensors = (x, weight, bias)
     rows = x.numel() // max(1, x.shape[-1])
-    few = 0 < rows <= _core.few_rows and _goes_straight(tensors)
+    few = 0 < rows <= _core.few_rows and x.is_cpu and _goes_straight(tensors)
     if not few or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return None
     y: torch.Tensor
