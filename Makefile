@@ -15,7 +15,7 @@ CXX_FILES := $(shell find cpp cuda bindings tests -name '*.h' -o -name '*.cpp' -
 .PHONY: help test check unit simt cuda demo bench precision sanitize sdist format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # torch first, in a step of its own, so that no other requirement chooses a build of it.
 .venv/torch.stamp:

@@ -1,4 +1,4 @@
-"""What the project wants of its speed on a CPU, as data: one bar a line, over the figures of one run.
+"""What the project wants of its speed, on a CPU and on a GPU, as data: one bar a line, over one run.
 
 A figure's name is a path such as `operator.cema.float32.forward.share`. A bar names one or, with `*`,
 several, and holds if all of them do. Bars are a statement, not a test: machines are noisy.
@@ -6,7 +6,7 @@ several, and holds if all of them do. Bars are a statement, not a test: machines
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -83,6 +83,33 @@ BARS = [
 ]  # fmt: skip
 
 
+def _of_bandwidth(operator: str) -> Bar:
+    """A bar of an operator that only moves memory on a GPU."""
+    what, figure = f"{operator}: share of copy bandwidth", f"operator.{operator}.bfloat16.*ward.share"
+    return Bar(what, figure, AT_LEAST, 0.85)
+
+
+NORM = "operator.timestep_norm"
+
+GPU_BARS = [
+    Bar("cema forward: time / copy of x and y", f"{CEMA}.bfloat16.forward.over_floor", AT_MOST, 2.0),
+    Bar("cema forward + backward: time / copy", f"{CEMA}.bfloat16.both.over_forward_floor", AT_MOST, 5.0),
+    Bar("timestep_norm forward: time / copy", f"{NORM}.bfloat16.forward.over_floor", AT_MOST, 1.4),
+    Bar("timestep_norm backward: time / copy", f"{NORM}.bfloat16.backward.over_floor", AT_MOST, 1.6),
+    *map(_of_bandwidth, ("rms_norm", "layer_norm", "add_layer_norm", "silu_mul", "two_hop_residual")),
+    Bar("attention forward: share of matrix rate", f"{ATTENTION}.bfloat16.forward.share", AT_LEAST, 0.55),
+    Bar("attention backward: share of matrix rate", f"{ATTENTION}.bfloat16.backward.share", AT_LEAST, 0.45),
+    Bar("cema: best peer / time", f"{CEMA}.bfloat16.*.best_peer", AT_LEAST, 3.0),
+    Bar("timestep_norm: best peer / time", f"{NORM}.bfloat16.*.best_peer", AT_LEAST, 2.0),
+    Bar("attention: best peer / time", f"{ATTENTION}.bfloat16.*.best_peer", AT_LEAST, 1.5),
+    Bar("layer at 4K: tokens/s over a LLaMA-2-7B layer's", "layer.4096.over_llama", AT_LEAST, 0.97),
+    Bar("layer at 32K: tokens/s over a LLaMA-2-7B layer's", "layer.32768.over_llama", AT_LEAST, 1.40),
+    Bar("layer at 128K: tokens/s over a LLaMA-2-7B layer's", "layer.131072.over_llama", AT_LEAST, 3.0),
+    Bar("layer: peak memory of activations over LLaMA's", "layer.*.memory_over_llama", AT_MOST, 1.0),
+    Bar("decoding a token in a layer / reading its weights", "decode.start.over_read", AT_MOST, 1.3),
+]  # fmt: skip
+
+
 class Verdict(NamedTuple):
     """A bar, the matching figures, and the one that is farthest from holding."""
 
@@ -96,10 +123,10 @@ class Verdict(NamedTuple):
         return self.holding == len(self.figures)
 
 
-def judge(figures: Mapping[str, float]) -> list[Verdict]:
+def judge(figures: Mapping[str, float], bars: Sequence[Bar] = BARS) -> list[Verdict]:
     """Every bar of which something was measured, against the figures of a run."""
     verdicts = []
-    for bar in BARS:
+    for bar in bars:
         found = {name: value for name, value in figures.items() if fnmatchcase(name, bar.figure)}
         if not found:
             continue

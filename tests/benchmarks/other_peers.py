@@ -22,16 +22,24 @@ def available() -> tuple[dict[str, MakeSide], list[str]]:
     """The peers that can run here, and a line for each that cannot."""
     peers: dict[str, MakeSide] = {}
     absent = []
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler):
+    lacking = what_the_compiler_lacks()
+    if lacking is None:
         peers["compiled"] = compiled
     else:
-        absent.append(f"torch.compile: not measured, there is no C++ compiler ({compiler})")
+        absent.append(f"torch.compile: not measured, there is no {lacking}")
     if importlib.util.find_spec("megalodon_jax"):
         peers["jax"] = jax_side
     else:
         absent.append("megalodon-jax: not measured, not installed (pip install 'megalodon-core[peers]')")
     return peers, absent
+
+
+def what_the_compiler_lacks() -> str | None:
+    """What torch.compile needs on the default device and does not find."""
+    if torch.get_default_device().type == "cuda":
+        return None if importlib.util.find_spec("triton") else "triton"
+    compiler = os.environ.get("CXX", "g++")
+    return None if shutil.which(compiler) else f"C++ compiler ({compiler})"
 
 
 def compiled(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Side | None:
@@ -45,12 +53,12 @@ def compiled(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Si
 
 
 def _is_wide(case: Case, inputs: Tensors) -> bool:
-    """Whether an FFT would compute in float32 for 16-bit activations: the float32 row tells it all."""
-    return case.operator in ("cema", "ema") and inputs[0].dtype != torch.float32
+    """Whether an FFT would compute in float32 for 16-bit activations: a CPU's float32 row tells it all."""
+    return inputs[0].is_cpu and case.operator in ("cema", "ema") and inputs[0].dtype != torch.float32
 
 
 def jax_side(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Side | None:
-    """megalodon-jax's layer of the same formula, jitted, on the CPU; its layers' RoPE and FFT are its own.
+    """megalodon-jax's layer of the same formula, jitted; its layers' RoPE and FFT are its own.
 
     Gradients of cema's coefficients are computed in its own variables (alpha, delta, theta), so they are
     timed and not compared.
@@ -58,7 +66,8 @@ def jax_side(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Si
     make = _LAYERS.get(case.name)
     if make is None or _is_wide(case, inputs):
         return None
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_PLATFORMS", torch.get_default_device().type)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves torch its memory
     import jax
 
     arrays = [_to_jax(x) for x in inputs]
@@ -90,14 +99,14 @@ def jax_side(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Si
 def _to_jax(x: torch.Tensor) -> Any:
     import jax.numpy as jnp
 
-    wide = jnp.asarray(x.detach().float().numpy())
+    wide = jnp.asarray(x.detach().float().cpu().numpy())
     return wide.astype(jnp.bfloat16) if x.dtype == torch.bfloat16 else wide
 
 
 def _to_torch(x: Any) -> torch.Tensor:
     import numpy as np
 
-    return torch.from_numpy(np.array(x.astype(np.float32)))
+    return torch.from_numpy(np.array(x.astype(np.float32))).to(torch.get_default_device())
 
 
 def _cema(size: Size, x: Any, p: Any, q: Any, gamma: Any, omega: Any) -> Any:
@@ -160,7 +169,7 @@ def _normalized_attention(size: Size, z: Any, gamma: Any, beta: Any, v: Any) -> 
     import jax.numpy as jnp
     from megalodon_jax.layers import ChunkedAttention
 
-    layer = ChunkedAttention(1, size.z_dim, size.value_dim, size.chunk_size)
+    layer = ChunkedAttention(size.heads, size.z_dim, size.value_dim, size.chunk_size)
 
     def function(z: Any, gamma: Any, beta: Any, v: Any) -> Any:
         wide = z.astype(jnp.float32)

@@ -66,18 +66,23 @@ def with_one_thread(sample: Sample) -> Sample:
     return run
 
 
-def operators(rows: Sequence[harness.Row]) -> dict[str, float]:
+def operators(rows: Sequence[harness.Row], section: str = "operator") -> dict[str, float]:
     """`operator.<case>.<dtype>.<direction>.<quantity>` of the rows."""
     figures: dict[str, float] = {}
     seconds = {(row.case, row.dtype, row.direction): row.seconds for row in rows}
+    least = {(row.case, row.dtype): row.floor for row in rows if row.direction == "forward"}
     for row in rows:
-        name = f"operator.{row.case}.{row.dtype}.{row.direction}"
+        name = f"{section}.{row.case}.{row.dtype}.{row.direction}"
         figures[f"{name}.seconds"] = row.seconds
         figures[f"{name}.share"] = row.share
         figures[f"{name}.over_floor"] = 1 / row.share
         figures[f"{name}.over_forward"] = row.seconds / seconds[row.case, row.dtype, "forward"]
-        figures[f"{name}.over_float32"] = row.seconds / seconds[row.case, "float32", row.direction]
+        figures[f"{name}.over_forward_floor"] = row.seconds / least[row.case, row.dtype]
+        if (row.case, "float32", row.direction) in seconds:
+            figures[f"{name}.over_float32"] = row.seconds / seconds[row.case, "float32", row.direction]
         figures |= {f"{name}.{peer}": row.ratio(peer) for peer in row.peers}
+        if row.peers:
+            figures[f"{name}.best_peer"] = min(row.ratio(peer) for peer in row.peers)
     return figures
 
 

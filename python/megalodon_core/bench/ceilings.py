@@ -1,6 +1,6 @@
 """What the machine can do, by torch's own fastest means: matrix products and copies.
 
-Floors are made of these, measured in the same rounds as what they are a floor of.
+Floors are made of these, measured in the same rounds as what they are a floor of, on torch's default device.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import torch
 
 from megalodon_core.bench.timing import Sample, stopwatch
 
-GEMM = (4096, 1024, 2560)
-"""Rows, inner dimension and columns of the matrix product whose rate is called the GEMM rate."""
-
-GEMM_FLOPS = 2.0 * GEMM[0] * GEMM[1] * GEMM[2]
+GEMM = {"cpu": (4096, 1024, 2560), "cuda": (8192, 8192, 8192)}
+"""Rows, inner dimension and columns of the matrix product whose rate is called the GEMM rate, by device."""
 
 
 def gemm(dtype: torch.dtype, **flops: float) -> Sample:
@@ -20,13 +18,13 @@ def gemm(dtype: torch.dtype, **flops: float) -> Sample:
 
     Gives the seconds in which so many `flops` could be done at that rate, under their names.
     """
-    rows, inner, columns = GEMM
+    rows, inner, columns = GEMM[torch.get_default_device().type]
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
     product = stopwatch("gemm", torch.no_grad()(lambda: a @ b))
 
     def sample() -> dict[str, float]:
         seconds = product()["gemm"]
-        return {name: seconds * count / GEMM_FLOPS for name, count in flops.items()}
+        return {name: seconds * count / (2.0 * rows * inner * columns) for name, count in flops.items()}
 
     return sample
 

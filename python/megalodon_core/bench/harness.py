@@ -1,10 +1,12 @@
-"""One operator beside its peers: results are compared first, then all sides are timed in turn."""
+"""One operator beside its peers: results are compared first, then all sides are timed in turn.
+
+All of it is on torch's default device.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from megalodon_core.bench import ceilings
 from megalodon_core.bench.operators import TINY, Case, Function, Size, Tensors
-from megalodon_core.bench.timing import Sample, interleave
+from megalodon_core.bench.timing import Clock, Sample, interleave
 
 _SEED = 20240412
 _NAIVE_MULTIPLE = 2
@@ -90,20 +92,21 @@ def torch_side(function: Function, inputs: Tensors, cotangents: Tensors, differe
 
     def forward() -> dict[str, float]:
         with torch.no_grad():
-            begin = time.perf_counter()
+            clock = Clock()
             kept = function(*inputs)
-            seconds = time.perf_counter() - begin
+            clock.mark()
         del kept
-        return {"forward": seconds}
+        return {"forward": clock.seconds()[0]}
 
     def training() -> dict[str, float]:
-        begin = time.perf_counter()
+        clock = Clock()
         outputs = _outputs(function(*inputs))
-        middle = time.perf_counter()
+        clock.mark()
         gradients = torch.autograd.grad(outputs, inputs, cotangents)
-        end = time.perf_counter()
+        clock.mark()
         del gradients
-        return {"recorded": middle - begin, "backward": end - middle, "both": end - begin}
+        recorded, backward = clock.seconds()
+        return {"recorded": recorded, "backward": backward, "both": recorded + backward}
 
     return Side(results, (forward, training) if differentiable else (forward,))
 
@@ -124,18 +127,21 @@ def measure(
     dtypes: Sequence[torch.dtype],
     seconds: float,
     peers: Mapping[str, MakeSide] | None = None,
+    compared: Size | None = None,
 ) -> list[Row]:
     """Compare all sides at a tiny shape and at this one, then time them in turn for about `seconds`.
 
-    Parameters stay float32, so a case without activations is measured in float32 alone. Raises
-    DisagreementError.
+    Where plain PyTorch has no room for this shape, `compared` is one to compare at instead. Parameters stay
+    float32, so a case without activations is measured in float32 alone. Raises DisagreementError.
     """
     makers = {"ours": ours, **({"eager": eager} if peers is None else peers)}
     samples: dict[Key, Sample] = {}
     for dtype in dtypes:
         if dtype == torch.float32 or any(case.activations):
-            compare(case, TINY, dtype, {"ours": ours}, torch.float64)
-            sides = compare(case, size, dtype, makers, torch.float32)
+            compare(case, replace(TINY, heads=size.heads), dtype, {"ours": ours}, torch.float64)
+            sides = compare(case, compared or size, dtype, makers, torch.float32)
+            if compared is not None:
+                sides = _sides(makers, case, size, *_drawn(case, size, dtype))
             timed = {name: side.samples for name, side in sides.items()}
             timed["floor"] = _floor(case, size, dtype)
             for name, parts in timed.items():
@@ -150,10 +156,7 @@ def compare(
 
     What is exact is the plain PyTorch peer in `exact_dtype` on the same rounded inputs, gradients included.
     """
-    torch.manual_seed(_SEED)
-    inputs = tuple(x.detach() for x in case.draw(size, dtype))
-    with torch.no_grad():
-        cotangents = tuple(torch.randn_like(y) for y in _outputs(case.ours(size)(*inputs)))
+    inputs, cotangents = _drawn(case, size, dtype)
 
     def plain(as_dtype: torch.dtype | None) -> Sequence[Tensor | None]:
         cast = [tuple(x if as_dtype is None else x.to(as_dtype) for x in t) for t in (inputs, cotangents)]
@@ -164,8 +167,7 @@ def compare(
     rounding = _ROUNDING[dtype, exact_dtype]
     errors = [_error(n, e) for n, e in zip(naive, exact, strict=True)]
     allowed = [_NAIVE_MULTIPLE * (error + rounding) for error in errors]
-    made = {name: maker(case, size, inputs, cotangents) for name, maker in makers.items()}
-    sides = {name: side for name, side in made.items() if side is not None}
+    sides = _sides(makers, case, size, inputs, cotangents)
     for name, side in sides.items():
         found = naive if name == "eager" else side.results()
         for index, (result, e, limit) in enumerate(zip(found, exact, allowed, strict=True)):
@@ -176,6 +178,21 @@ def compare(
                     f"PyTorch in {_name(exact_dtype)}, more than {limit:.0e}"
                 )
     return sides
+
+
+def _drawn(case: Case, size: Size, dtype: torch.dtype) -> tuple[Tensors, Tensors]:
+    """Inputs and cotangents, always the same."""
+    torch.manual_seed(_SEED)
+    inputs = tuple(x.detach() for x in case.draw(size, dtype))
+    with torch.no_grad():
+        return inputs, tuple(torch.randn_like(y) for y in _outputs(case.ours(size)(*inputs)))
+
+
+def _sides(
+    makers: Mapping[str, MakeSide], case: Case, size: Size, inputs: Tensors, cotangents: Tensors
+) -> dict[str, Side]:
+    made = {name: maker(case, size, inputs, cotangents) for name, maker in makers.items()}
+    return {name: side for name, side in made.items() if side is not None}
 
 
 def _floor(case: Case, size: Size, dtype: torch.dtype) -> tuple[Sample, ...]:

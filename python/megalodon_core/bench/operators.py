@@ -18,7 +18,7 @@ Function = Callable[..., Tensor | Tensors]
 
 @dataclass(frozen=True)
 class Size:
-    """The letters of the operators' shapes; there is one head, as in the released models below 1.3B."""
+    """The letters of the operators' shapes; the widths of attention are those of one head."""
 
     length: int
     dim: int
@@ -28,11 +28,12 @@ class Size:
     value_dim: int
     chunk_size: int
     batch: int = 1
+    heads: int = 1
 
     @property
     def letters(self) -> str:
         return (
-            f"B={self.batch} H=1 L={self.length} D={self.dim} N={self.ndim} G={self.groups} "
+            f"B={self.batch} H={self.heads} L={self.length} D={self.dim} N={self.ndim} G={self.groups} "
             f"Dz={self.z_dim} Dv={self.value_dim} c={self.chunk_size}"
         )
 
@@ -97,6 +98,10 @@ def _sequence(size: Size, width: int) -> Tensor:
     return torch.randn(size.batch, size.length, width)
 
 
+def _headed(size: Size, width: int) -> Tensor:
+    return torch.randn(size.batch, size.length, size.heads, width)
+
+
 def _coefficient_inputs(size: Size) -> Tensors:
     shape = (size.dim, size.ndim)
     return torch.randn(shape) * 0.2, torch.randn(shape) * 0.2, torch.randn(size.dim) - 4
@@ -130,15 +135,14 @@ def _pair_inputs(size: Size) -> Tensors:
 
 
 def _normalized_attention_inputs(size: Size) -> Tensors:
-    affine = (2, 1, size.z_dim)
-    z = _sequence(size, size.z_dim).unsqueeze(2)
-    v = _sequence(size, size.value_dim).unsqueeze(2)
+    affine = (2, size.heads, size.z_dim)
+    z, v = (_headed(size, width) for width in (size.z_dim, size.value_dim))
     return z, (1 + 0.1 * torch.randn(affine)) / size.z_dim**0.5, 0.1 * torch.randn(affine), v
 
 
 def _chunk_attention_inputs(size: Size) -> Tensors:
     widths = (size.z_dim, size.z_dim, size.value_dim)
-    q, k, v = (_sequence(size, width).unsqueeze(2) for width in widths)
+    q, k, v = (_headed(size, width) for width in widths)
     return q / size.z_dim**0.5, k, v
 
 
@@ -167,7 +171,7 @@ def _channels(size: Size) -> int:
     return size.batch * size.length * size.dim
 
 
-def _moves(forward: int, backward: int) -> Floor:
+def moves(forward: int, backward: int) -> Floor:
     """A floor of that many tensors (B, L, D) read or written once."""
     return Floor("copy", lambda size: forward * _channels(size), lambda size: backward * _channels(size))
 
@@ -182,10 +186,10 @@ def _recurrence(forward: int, backward: int) -> Floor:
 
 
 def causal_pairs(size: Size) -> float:
-    """Pairs of a query and a key that it attends to, all rows together."""
+    """Pairs of a query and a key that it attends to, all rows and heads together."""
     chunks, rest = divmod(size.length, size.chunk_size)
     full, part = (n * (n + 1) / 2 for n in (size.chunk_size, rest))
-    return size.batch * (chunks * full + part)
+    return size.batch * size.heads * (chunks * full + part)
 
 
 # Forward: scores and values. Backward: scores again, dP = dy v, dv = P dy, dq = dS k, dk = dS q.
@@ -226,14 +230,14 @@ CASES = (
         _norm_inputs,
         lambda size: lambda x, weight, bias: ops.timestep_norm(x, weight, bias, size.groups)[0],
         lambda size: partial(peers.timestep_norm, num_groups=size.groups),
-        _moves(2, 3),
+        moves(2, 3),
     ),
     _attention("normalized_attention", _normalized_attention_inputs),
     _attention("chunk_attention", _chunk_attention_inputs),
-    _row_wise("rms_norm", lambda size: _norm_inputs(size)[:2], _moves(2, 3)),
-    _row_wise("layer_norm", _norm_inputs, _moves(2, 3)),
-    _row_wise("add_layer_norm", _add_layer_norm_inputs, _moves(3, 4)),
-    _row_wise("silu_mul", _pair_inputs, _moves(3, 5)),
+    _row_wise("rms_norm", lambda size: _norm_inputs(size)[:2], moves(2, 3)),
+    _row_wise("layer_norm", _norm_inputs, moves(2, 3)),
+    _row_wise("add_layer_norm", _add_layer_norm_inputs, moves(3, 4)),
+    _row_wise("silu_mul", _pair_inputs, moves(3, 5)),
     # Backward: dy and branch give dbranch and dalpha; dresidual is dy itself.
-    _row_wise("two_hop_residual", lambda size: (*_pair_inputs(size), torch.randn(size.dim)), _moves(3, 3)),
+    _row_wise("two_hop_residual", lambda size: (*_pair_inputs(size), torch.randn(size.dim)), moves(3, 3)),
 )

@@ -10,6 +10,8 @@ rounded for it; FFT, running sums and RoPE are computed in float32, as one has t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,13 +91,14 @@ def normalized_attention(
     chunk_size: int,
     rope_base: float = 10000.0,
     eps: float = 1e-5,
+    attention: Callable[..., Tensor] = chunk_attention,
 ) -> Tensor:
-    """RMS norm, affine maps to queries and keys, RoPE inside the chunk, then `chunk_attention`."""
+    """RMS norm, affine maps to queries and keys, RoPE inside the chunk, then `attention`."""
     wide = z.to(gamma.dtype)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     q = _rotated(normed * gamma[0] + beta[0], chunk_size, rope_base).to(z.dtype)
     k = _rotated(normed * gamma[1] + beta[1], chunk_size, rope_base).to(z.dtype)
-    return chunk_attention(q, k, v, chunk_size=chunk_size)
+    return attention(q, k, v, chunk_size=chunk_size)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
