@@ -53,6 +53,7 @@ class Call {
 };
 
 void register_frontend(py::module_& module);
+void register_dlpack(py::module_& module);
 void register_runtime(py::module_& module);
 void register_cema(py::module_& module);
 void register_timestep_norm(py::module_& module);

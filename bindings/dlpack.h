@@ -1,8 +1,12 @@
-// The part of DLPack's C interface (1.3) that reads an array from its Python object in tens of nanoseconds:
-// the table that a type offers as `__dlpack_c_exchange_api__`. Layouts as in the DLPack specification.
+// The part of DLPack's C interface (1.3) that reads an array: from its Python object in tens of nanoseconds
+// by the table that a type offers as `__dlpack_c_exchange_api__`, or from the capsule that `__dlpack__`
+// gives. Layouts as in the DLPack specification.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+
+#include "megalodon/tensor.h"
 
 namespace megalodon::bindings::dlpack {
 
@@ -28,6 +32,9 @@ struct Array {
   std::int64_t* strides;  // in elements
   std::uint64_t byte_offset;
 };
+
+// Nothing for a type that no operator has.
+std::optional<DType> dtype_of(DataType type);
 
 inline constexpr std::uint32_t kMajorVersion = 1;
 

@@ -11,28 +11,6 @@ namespace {
 
 constexpr const char* kTableAttribute = "__dlpack_c_exchange_api__";
 
-std::optional<DType> dtype_of(dlpack::DataType type) {
-  if (type.lanes != 1) return {};
-  switch (type.code * 256 + type.bits) {
-    case dlpack::kFloat * 256 + 32:
-      return DType::float32;
-    case dlpack::kFloat * 256 + 64:
-      return DType::float64;
-    case dlpack::kBfloat * 256 + 16:
-      return DType::bfloat16;
-    case dlpack::kFloat * 256 + 16:
-      return DType::float16;
-    case dlpack::kInt * 256 + 32:
-      return DType::int32;
-    case dlpack::kInt * 256 + 64:
-      return DType::int64;
-    case dlpack::kBool * 256 + 8:
-      return DType::boolean;
-    default:
-      return {};
-  }
-}
-
 // The last address of the array's memory plus one; no stride is negative.
 std::uintptr_t end_of(const Tensor& tensor) {
   std::int64_t elements = tensor.numel() == 0 ? 0 : 1;
@@ -129,7 +107,7 @@ Tensor Frontend::read_directly(py::handle array, bool strided, bool fresh) const
     PyErr_Clear();
     return {};
   }
-  const std::optional<DType> dtype = dtype_of(view.dtype);
+  const std::optional<DType> dtype = dlpack::dtype_of(view.dtype);
   const bool here = view.device.type == static_cast<std::int32_t>(kDevice);
   if (!dtype || !here || view.rank > kMaxRank) return {};
   Tensor tensor;

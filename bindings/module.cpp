@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "Kernels of megalodon_core. Use megalodon_core.ops; this module is its engine room.";
   bindings::translate_errors();
   bindings::register_frontend(module);
+  bindings::register_dlpack(module);
   bindings::register_runtime(module);
   bindings::register_cema(module);
   bindings::register_timestep_norm(module);

@@ -24,4 +24,14 @@ std::vector<std::string> devices() {
   return names;
 }
 
+void wait(std::uintptr_t stream, std::uintptr_t other) {
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  const cudaError_t recorded = cudaEventRecord(event, reinterpret_cast<cudaStream_t>(other));
+  const cudaError_t waiting = cudaStreamWaitEvent(reinterpret_cast<cudaStream_t>(stream), event, 0);
+  check(cudaEventDestroy(event));  // its resources are freed when it has occurred
+  check(recorded);
+  check(waiting);
+}
+
 }  // namespace megalodon::cuda

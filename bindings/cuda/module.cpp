@@ -13,6 +13,8 @@ PYBIND11_MODULE(_cuda, module, pybind11::mod_gil_not_used()) {
   module.attr("architectures") = MEGALODON_CUDA_ARCHITECTURES;
   module.def("devices", &cuda::devices,
              "The GPUs that can be used; raises RuntimeError where there are none.");
+  module.def("wait", &cuda::wait, pybind11::arg("stream"), pybind11::arg("other"),
+             "What is queued on a stream from now on runs after what is queued on the other.");
   bindings::register_cema(module);
   bindings::register_timestep_norm(module);
   bindings::register_chunk_attention(module);

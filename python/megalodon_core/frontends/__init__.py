@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megalodon_core.frontends import dlpack as dlpack_frontend
 from megalodon_core.frontends import numpy as numpy_frontend
 from megalodon_core.spec import Spec
 
@@ -43,9 +44,11 @@ def frontend_of(spec: Spec, array: object) -> Frontend:
         torch_frontend = _torch_frontend()
         if isinstance(array, torch_frontend.Array):
             return torch_frontend
+    if dlpack_frontend.serves(array):
+        return dlpack_frontend
     raise TypeError(
-        f"{spec.name}: {spec.inputs[0].name}: expected a NumPy array or a torch tensor, "
-        f"got {type(array).__name__}"
+        f"{spec.name}: {spec.inputs[0].name}: expected a NumPy array, a torch tensor or an array with "
+        f"__dlpack__, got {type(array).__name__}"
     )
 
 
