@@ -56,8 +56,7 @@ void* Call::workspace(std::int64_t bytes) {
 }
 
 void register_frontend(py::module_& module) {
-  py::class_<Frontend>(module, "Frontend", py::module_local(),
-                       "An array framework, as its module in frontends describes it.")
+  py::class_<Frontend>(module, "Frontend", "An array framework, as its module in frontends describes it.")
       .def(py::init<py::type, py::function, py::function, const py::tuple&>(), py::arg("array_type"),
            py::arg("describe"), py::arg("allocate"), py::arg("direct_types"));
 }

@@ -12,6 +12,9 @@ void check(cudaError_t status) {
 }  // namespace
 
 std::vector<std::string> devices() {
+  int driver = 0;  // the newest CUDA that it runs
+  check(cudaDriverGetVersion(&driver));
+  if (driver == 0) throw std::runtime_error("there is no NVIDIA driver");
   int count = 0;
   check(cudaGetDeviceCount(&count));
   std::vector<std::string> names;

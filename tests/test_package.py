@@ -11,11 +11,13 @@ from pathlib import Path
 
 import megalodon_core
 import pytest
-from megalodon_core import _core
+from megalodon_core import _core, cuda
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = Path(megalodon_core.__file__).parent
 DISTRIBUTION = metadata.distribution("megalodon-core")
+MODULES = [module for module in (_core, cuda.kernels()) if module is not None]
+every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 
 WITHOUT_EXTRAS = """
 import sys
@@ -69,9 +71,10 @@ def test_types_and_license_are_shipped():
     assert not any(name.endswith((".h", ".cpp", ".a")) for name in shipped)
 
 
-def test_the_stub_declares_the_compiled_module():
-    stub = (PACKAGE / "_core.pyi").read_text()
-    for name in vars(_core):
+@every_module
+def test_the_stub_declares_the_compiled_module(module):
+    stub = Path(module.__file__).with_name(f"{module.__name__.rpartition('.')[2]}.pyi").read_text()
+    for name in vars(module):
         if not name.startswith("_"):
             assert re.search(rf"^(def |class )?{name}\b", stub, re.MULTILINE), name
 
@@ -119,14 +122,14 @@ def test_names_that_need_torch_say_so_without_it():
     assert "torch" in finished.stderr.splitlines()[-1]
 
 
-@pytest.fixture(scope="module")
-def inspect():
-    """The output of a tool of binutils on the compiled module."""
+@pytest.fixture(scope="module", params=MODULES, ids=lambda module: module.__name__)
+def inspect(request):
+    """The output of a tool of binutils on a compiled module."""
 
     def inspecting(tool: str, *options: str) -> str:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-        command = [tool, *options, _core.__file__]
+        command = [tool, *options, request.param.__file__]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     return inspecting

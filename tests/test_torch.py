@@ -109,8 +109,9 @@ def block_inputs(length: int, seed: int = 0) -> list[torch.Tensor]:
     return [PLACE.to(x).requires_grad_() for x in drawn]
 
 
-# torch's own compiler still imports what torch has deprecated.
+# torch's own compiler still imports what torch has deprecated, and on a GPU it recommends what rounds more.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("documents", [None, (4, 0, 7)], ids=["whole", "packed"])
 def test_compile(backend, documents):
