@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,6 @@ from megalodon_core.bench.timing import Sample, interleave, stopwatch
 from megalodon_core.display import output_console
 from megalodon_core.training.run_directory import write_json
 from rich.console import Console
-from rich.table import Table
 from run import operators
 from views import View
 
@@ -104,31 +103,57 @@ def _on_gpu() -> bool:
 
 
 class Run:
-    """One run: what it has measured so far, and where that is shown."""
+    """One run: what it has measured so far, which is written as it goes, and where that is shown."""
 
-    def __init__(self, scale: Scale, seconds: float, peers: dict[str, harness.MakeSide], console: Console):
-        self.scale, self.seconds, self.peers, self.console = scale, seconds, peers, console
-        self.figures: dict[str, float] = {}
+    def __init__(self, arguments: argparse.Namespace, peers: dict[str, harness.MakeSide], console: Console):
+        self.scale = SMALL if arguments.small else FULL
+        self.seconds, self.output = arguments.seconds, arguments.output
+        self.peers, self.console, self.facts = peers, console, circumstances()
         self.rows: list[harness.Row] = []
+        self.figures = machine()
+
+    def save(self) -> list[bars.Verdict]:
+        """Writes figures.json, so that a run that is cut short leaves what it had."""
+        verdicts = bars.judge(self.figures, bars.GPU_BARS)
+        content = {
+            **self.facts,
+            "size": asdict(self.scale.size),
+            "rows": [report.row_dict(row) for row in self.rows],
+            "figures": self.figures,
+            "bars": [{**v.bar._asdict(), "figures": v.figures, "holds": v.holds} for v in verdicts],
+        }
+        write_json(self.output / "figures.json", content)
+        return verdicts
 
     def operators(self) -> None:
-        self.rows = self._cases(GPU_CASES, self.scale.size, self.peers, None)
-        self.figures |= operators(self.rows)
+        for rows in self._measured(GPU_CASES, self.scale.size, self.peers):
+            self.rows += rows
+            self.figures |= operators(rows)
+            self.save()
+        self.console.print(report.table(self.rows, self.scale.size))
+        plots.share_of_floor(self.rows, self.output / "floor.png", str(self.facts["device"]))
 
     def long(self) -> None:
         """One sequence, where plain PyTorch has no room: compared at a shorter one, timed without peers."""
-        self.figures |= operators(self._cases(LONG_CASES, self.scale.long, {}, self.scale.compared), "long")
+        found: list[harness.Row] = []
+        for rows in self._measured(LONG_CASES, self.scale.long, {}, self.scale.compared):
+            found += rows
+            self.figures |= operators(rows, "long")
+        self.console.print(report.table(found, self.scale.long))
 
-    def _cases(
-        self, cases: list[Case], size: Size, peers: dict[str, harness.MakeSide], compared: Size | None
-    ) -> list[harness.Row]:
-        rows: list[harness.Row] = []
+    def _measured(
+        self,
+        cases: list[Case],
+        size: Size,
+        peers: dict[str, harness.MakeSide],
+        compared: Size | None = None,
+    ) -> Iterator[list[harness.Row]]:
         for case in cases:
-            print(f"  {case.name}", file=sys.stderr, flush=True)
-            rows += harness.measure(case, size, [DTYPE], self.seconds, peers, compared)
+            rows = harness.measure(case, size, [DTYPE], self.seconds, peers, compared)
+            shown = (f"{row.direction} {1e3 * row.seconds:.3g} ms, {row.share:.2f} of floor" for row in rows)
+            print(f"{case.name}: {'; '.join(shown)}", file=sys.stderr, flush=True)
+            yield rows
             forget()
-        self.console.print(report.table(rows, size))
-        return rows
 
     def layer(self) -> None:
         self.figures |= layers.measure(self.scale.widths, self.seconds)
@@ -220,39 +245,25 @@ def main() -> None:
     arguments = parsed()
     torch.set_default_device(arguments.device)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    scale, console, begin = SMALL if arguments.small else FULL, output_console(), time.perf_counter()
+    console, begin = output_console(), time.perf_counter()
     others, absent = other_peers.available()
     peers = {"eager": harness.eager, **others, **{n: sdpa.side_of(b) for n, b in sdpa.BACKENDS.items()}}
     peers = {name: make for name, make in peers.items() if arguments.peers is None or name in arguments.peers}
-    run = Run(scale, arguments.seconds, peers, console)
-    run.figures |= machine()
+    run = Run(arguments, peers, console)
     for name in arguments.sections:
         print(f"{name} at {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
         SECTIONS[name](run)
+        run.save()
         forget()
     console.print(report.EXPLANATION)
     for line in absent:
         console.print(line, markup=False)
-    tables: list[tuple[str, Table | None]] = [(v.title, v.table(run.figures)) for v in views(scale.widths)]
-    for title, table in tables:
+    for view in views(run.scale.widths):
+        table = view.table(run.figures)
         if table is not None:
-            console.print(title, table, sep="\n")
-    verdicts = bars.judge(run.figures, bars.GPU_BARS)
-    console.print(bars.table(verdicts))
-    facts = circumstances()
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), markup=False)
-    write_json(
-        arguments.output / "figures.json",
-        {
-            **facts,
-            "size": asdict(scale.size),
-            "rows": [report.row_dict(row) for row in run.rows],
-            "figures": run.figures,
-            "bars": [{**v.bar._asdict(), "figures": v.figures, "holds": v.holds} for v in verdicts],
-        },
-    )
-    if run.rows:
-        plots.share_of_floor(run.rows, arguments.output / "floor.png", str(facts["device"]))
+            console.print(view.title, table, sep="\n")
+    console.print(bars.table(run.save()))
+    console.print(", ".join(f"{name} {value}" for name, value in run.facts.items()), markup=False)
     console.print(f"figures: {arguments.output}; {time.perf_counter() - begin:.0f} seconds in all")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from calls import OPERATORS, Call, cotangents, example
-from frontends import Explicit, Place, Torch
+from cuda_device import on
+from frontends import Explicit
 from megalodon_core import ops
 from tolerance import assert_bitwise_equal
 from torch import Tensor
@@ -32,9 +33,7 @@ def frontend(cupy):
 
 @pytest.fixture(scope="module")
 def by_torch(gpu):
-    place = Place()
-    place.device = gpu
-    return Torch(ops, place)
+    return on(gpu)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import OPERATORS, SEQUENCE_OPERATORS, Call, Tokens, cotangents, example
-from frontends import Place, Torch
+from calls import OPERATORS, SEQUENCE_OPERATORS, Tokens, cotangents, example
+from cuda_device import converted, on
 from megalodon_core import Megalodon, MegalodonConfig, ops
 from tolerance import assert_all_close, assert_bitwise_equal, relative_error
 from torch import Tensor
@@ -32,21 +32,6 @@ MODEL = MegalodonConfig(
 every_case = pytest.mark.parametrize(("op", "sizes"), CASES, ids=str)
 
 
-def on(device: torch.device) -> Torch:
-    """The operators on a device."""
-    place = Place()
-    place.device = device
-    return Torch(ops, place)
-
-
-def placed(call: Call, device: torch.device) -> Call:
-    def to(x: Any) -> Any:
-        return x.to(device) if isinstance(x, Tensor) else x
-
-    inputs, options = ({n: to(x) for n, x in given.items()} for given in (call.inputs, call.options))
-    return Call(call.op, inputs, options)
-
-
 @pytest.fixture
 def nothing_waits() -> Iterator[Callable[[str], None]]:
     """Sets what torch does when something waits for the GPU; afterwards nothing, as usual."""
@@ -57,7 +42,7 @@ def nothing_waits() -> Iterator[Callable[[str], None]]:
 @every_case
 def test_an_operator_does_not_wait(op, sizes, gpu, nothing_waits):
     """No synchronisation and no copy to the host, forward, backward by autograd and explicit."""
-    call = placed(example(op, torch.float32, **sizes), gpu)
+    call = converted(example(op, torch.float32, **sizes), lambda x: x.to(gpu))
     arguments = call.arguments(lambda x: x.requires_grad_() if x.is_floating_point() else x)
     operator = getattr(ops, op)
     operator(**arguments)  # loads the kernels
@@ -80,7 +65,7 @@ def test_an_operator_follows_the_callers_stream(op, sizes, gpu):
     drawn = cotangents(on(gpu).forward(call))
     expected = on(gpu).run(call, drawn)
     stream = torch.cuda.Stream()
-    late = placed(call, gpu)
+    late = converted(call, lambda x: x.to(gpu))
     ready = {name: x.clone() for name, x in late.inputs.items() if x is not None}
     for x in late.inputs.values():
         if x is not None:
