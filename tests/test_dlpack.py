@@ -81,6 +81,29 @@ def test_what_it_cannot_serve_is_named():
         ops.rms_norm([1.0])
 
 
+class Immutable:
+    """A framework of arrays that are never written."""
+
+    float32 = torch.float32
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> ImmutableArray:
+        return ImmutableArray(torch.zeros(shape, dtype=dtype))
+
+
+class ImmutableArray(Array):
+    def __array_namespace__(self) -> type[Immutable]:
+        return Immutable
+
+    def __setitem__(self, key: object, value: Array) -> None:
+        raise TypeError("never")
+
+
+def test_arrays_that_cannot_be_written_are_refused():
+    with pytest.raises(TypeError, match=r"rms_norm: x: expected .* be written.*, got test_dlpack\.Immutable"):
+        ops.rms_norm(ImmutableArray(torch.ones(3, 8)))
+
+
 class Elsewhere(Array):
     def __dlpack_device__(self) -> tuple[int, int]:
         return (8, 3)

@@ -3,6 +3,7 @@
 Such a framework is CuPy. It needs `array.__dlpack__` and `array.__dlpack_device__`, and in the array's
 namespace (`array.__array_namespace__()`, or the package of its type) `empty`, `from_dlpack` and the data
 types by name. Outputs are made by `empty` on the framework's current device: that of the inputs, or an error.
+Frameworks whose arrays cannot be written, as JAX's, are refused: memory of theirs may have other owners.
 
 On a GPU the kernels run on the legacy default stream. The framework makes that stream wait for each array
 that goes in, as `__dlpack__(stream=1)` asks it to; each array that comes out goes through `from_dlpack`,
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from megalodon_core import _core, cuda, runtime
@@ -61,6 +63,11 @@ class _Call:
             raise ValueError(
                 f"{spec.name}: {spec.inputs[0].name}: expected an array on {built}, "
                 f"got one on DLPack's device {self.device}"
+            )
+        if not _can_be_written(self.namespace):
+            raise TypeError(
+                f"{spec.name}: {spec.inputs[0].name}: expected an array that can be written, as outputs are, "
+                f"got {type(array).__module__}.{type(array).__qualname__}"
             )
 
     def run(self, direction: str, *arguments: Any) -> tuple[Any, ...]:
@@ -144,6 +151,16 @@ def _namespace(array: Any) -> Any:
     if hasattr(array, "__array_namespace__"):
         return array.__array_namespace__()
     return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+@cache
+def _can_be_written(namespace: Any) -> bool:
+    array = namespace.empty((1,), dtype=namespace.float32)
+    try:
+        array[...] = array
+    except TypeError:
+        return False
+    return True
 
 
 def _device(array: Any) -> tuple[int, int]:
