@@ -110,6 +110,8 @@ class Run:
         self.seconds, self.output = arguments.seconds, arguments.output
         self.peers, self.console, self.facts = peers, console, circumstances()
         self.rows: list[harness.Row] = []
+        self.complaints: list[str] = []
+        self.failed = False
         self.figures = machine()
 
     def save(self) -> list[bars.Verdict]:
@@ -121,6 +123,7 @@ class Run:
             "rows": [report.row_dict(row) for row in self.rows],
             "figures": self.figures,
             "bars": [{**v.bar._asdict(), "figures": v.figures, "holds": v.holds} for v in verdicts],
+            "complaints": self.complaints,
         }
         write_json(self.output / "figures.json", content)
         return verdicts
@@ -149,11 +152,33 @@ class Run:
         compared: Size | None = None,
     ) -> Iterator[list[harness.Row]]:
         for case in cases:
-            rows = harness.measure(case, size, [DTYPE], self.seconds, peers, compared)
+            rows = self._rows(case, size, peers, compared)
             shown = (f"{row.direction} {1e3 * row.seconds:.3g} ms, {row.share:.2f} of floor" for row in rows)
             print(f"{case.name}: {'; '.join(shown)}", file=sys.stderr, flush=True)
             yield rows
             forget()
+
+    def _rows(
+        self, case: Case, size: Size, peers: dict[str, harness.MakeSide], compared: Size | None
+    ) -> list[harness.Row]:
+        """A peer that is wrong is left out; nothing where the operator is, or where there is no room."""
+        try:
+            return harness.measure(case, size, [DTYPE], self.seconds, peers, compared)
+        except torch.OutOfMemoryError as error:
+            self.complain(error, True)
+            return []
+        except harness.DisagreementError as error:
+            self.complain(error, error.side not in peers)
+            if error.side not in peers:
+                return []
+            right = {name: make for name, make in peers.items() if name != error.side}
+        return self._rows(case, size, right, compared)
+
+    def complain(self, error: Exception, fatal: bool) -> None:
+        """Notes that something was not timed; `fatal` if it is something of ours."""
+        self.complaints.append(str(error))
+        self.failed |= fatal
+        print(error, file=sys.stderr, flush=True)
 
     def layer(self) -> None:
         self.figures |= layers.measure(self.scale.widths, self.seconds)
@@ -241,22 +266,26 @@ def parsed() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
+def main() -> int:
     arguments = parsed()
     torch.set_default_device(arguments.device)
     arguments.output.mkdir(parents=True, exist_ok=True)
     console, begin = output_console(), time.perf_counter()
     others, absent = other_peers.available()
+    others = {name: sdpa.that_fits(make) for name, make in others.items()}
     peers = {"eager": harness.eager, **others, **{n: sdpa.side_of(b) for n, b in sdpa.BACKENDS.items()}}
     peers = {name: make for name, make in peers.items() if arguments.peers is None or name in arguments.peers}
     run = Run(arguments, peers, console)
     for name in arguments.sections:
         print(f"{name} at {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        SECTIONS[name](run)
+        try:
+            SECTIONS[name](run)
+        except (harness.DisagreementError, torch.OutOfMemoryError) as error:
+            run.complain(error, True)
         run.save()
         forget()
     console.print(report.EXPLANATION)
-    for line in absent:
+    for line in (*absent, *run.complaints):
         console.print(line, markup=False)
     for view in views(run.scale.widths):
         table = view.table(run.figures)
@@ -265,7 +294,8 @@ def main() -> None:
     console.print(bars.table(run.save()))
     console.print(", ".join(f"{name} {value}" for name, value in run.facts.items()), markup=False)
     console.print(f"figures: {arguments.output}; {time.perf_counter() - begin:.0f} seconds in all")
+    return 1 if run.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -51,6 +51,16 @@ def accepts(run: Callable[[], object]) -> bool:
     return True
 
 
+def that_fits(make: MakeSide) -> MakeSide:
+    """The peer where it finds a kernel and memory, None elsewhere."""
+
+    def made(case: Case, size: Size, inputs: Tensors, cotangents: Tensors) -> Side | None:
+        side = make(case, size, inputs, cotangents)
+        return side if side is not None and accepts(side.results) else None
+
+    return made
+
+
 def by_slices(q: Tensor, k: Tensor, v: Tensor, *, chunk_size: int) -> Tensor:
     """`peers.chunk_attention` with the values in slices as wide as the keys."""
     slices = v.shape[-1] // q.shape[-1]

@@ -32,7 +32,11 @@ DIRECTIONS = ("forward", "backward", "both")
 
 
 class DisagreementError(RuntimeError):
-    """An operator and its peer compute different numbers, so their times mean nothing."""
+    """Sides compute different numbers, so their times mean nothing; `side` is the one that is wrong."""
+
+    def __init__(self, message: str, side: str = "ours") -> None:
+        super().__init__(message)
+        self.side = side
 
 
 class Side(NamedTuple):
@@ -175,7 +179,8 @@ def compare(
             if not error <= limit:
                 raise DisagreementError(
                     f"{case.name} in {_name(dtype)}: result {index} of {name} is {error:.1e} from plain "
-                    f"PyTorch in {_name(exact_dtype)}, more than {limit:.0e}"
+                    f"PyTorch in {_name(exact_dtype)}, more than {limit:.0e}",
+                    name,
                 )
     return sides
 
