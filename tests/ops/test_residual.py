@@ -72,7 +72,7 @@ rowwise = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.cpu
+@pytest.mark.large
 @rowwise
 @pytest.mark.parametrize("dim", [1000, 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

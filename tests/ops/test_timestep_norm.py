@@ -100,7 +100,7 @@ def test_threads_share_a_sequence(frontend, tokens, groups, threads):
     assert_all_close(result.gradients, expected.gradients, GOLDEN)
 
 
-@pytest.mark.cpu
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("groups", "width"), [(8, 128), (8, 125), (1024, 1)])
 def test_a_large_array_is_the_rows_of_small_ones(frontend, dtype, groups, width):
