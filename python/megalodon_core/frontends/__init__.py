@@ -10,6 +10,7 @@ how arrays are described and made.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ import numpy as np
 from megalodon_core.frontends import dlpack as dlpack_frontend
 from megalodon_core.frontends import numpy as numpy_frontend
 from megalodon_core.spec import Spec
+
+_TORCH = f"{__name__}.torch"
 
 
 class Frontend(Protocol):
@@ -53,6 +56,7 @@ def frontend_of(spec: Spec, array: object) -> Frontend:
 
 
 def _torch_frontend() -> Frontend:
-    from megalodon_core.frontends import torch as torch_frontend
-
-    return torch_frontend
+    # Looked up, since to import at every call takes longer than many a kernel.
+    found: Any = sys.modules.get(_TORCH) or importlib.import_module(_TORCH)
+    frontend: Frontend = found
+    return frontend

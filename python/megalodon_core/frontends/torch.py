@@ -167,8 +167,7 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", _always)
 _transforms = getattr(torch._C, "_are_functorch_transforms_active", _always)
 _tracer = getattr(torch._C, "_get_tracing_state", _always)
 _profiler = getattr(torch.autograd, "_profiler_enabled", _always)
-_autocast = partial(torch.is_autocast_enabled, "cpu")
-_gpu_autocast = partial(torch.is_autocast_enabled, "cuda")
+_autocast = getattr(torch._C, "_is_any_autocast_enabled", _always)
 
 
 def _is_observed() -> bool:
@@ -180,7 +179,6 @@ def _is_observed() -> bool:
         or _tracer() is not None
         or _profiler()
         or _autocast()
-        or _gpu_autocast()
     )
 
 

@@ -72,7 +72,12 @@ class Operator(Generic[P, R]):
         if not call.attributes:
             return ()
         pairs = zip(self.spec.attributes, call.attributes, strict=True)
-        return tuple([number(self.spec.name, name, kind, value) for (name, kind), value in pairs])
+        return tuple(
+            [
+                value if kind is float and type(value) is float else number(self.spec.name, name, kind, value)
+                for (name, kind), value in pairs
+            ]
+        )
 
 
 def operator(
@@ -104,8 +109,6 @@ def _tuple(op: str, argument: str, value: Any, fields: Sequence[str]) -> tuple[A
 
 def number(op: str, name: str, kind: type, value: Any) -> Any:
     """An attribute as a float, or as an int of 64 bits."""
-    if kind is float and type(value) is float:
-        return value
     if kind is int and type(value) is int and -(2**63) <= value < 2**63:
         return value
     expected = "an integer" if kind is int else "a number"
