@@ -7,16 +7,16 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from megalodon_core import Megalodon, runtime
 from megalodon_core.bench import ceilings, harness
 from megalodon_core.bench.operators import CASES, FULL, Case, Size
-from megalodon_core.bench.timing import Sample, interleave
+from megalodon_core.bench.timing import Sample, interleave, stopwatch
 from megalodon_core.training.run import small_config
 from torch import Tensor
 
@@ -130,7 +130,11 @@ def stream() -> dict[str, float]:
 
 
 def threads() -> dict[str, float]:
-    """`threads.<op>.<direction>.<B>`: one thread's time over that of two; L is 4096 / B."""
+    """`threads.<op>.<direction>.<B>`: one thread's time over that of two; L is 4096 / B.
+
+    `threads.<op>.<direction>.most`, for what memory bounds: one thread's time at B = 1 over the copy of its
+    tensors by two threads, which is the most that two could gain.
+    """
     figures: dict[str, float] = {}
     for case in OWN:
         if case.operator == "cema_coefficients":
@@ -140,6 +144,13 @@ def threads() -> dict[str, float]:
             found = _settings(samples, (1, 2), torch.set_num_threads, 2)
             for direction, times in found.items():
                 figures[f"threads.{case.operator}.{direction}.{batch}"] = times[1] / times[2]
+            if batch == 1 and case.floor.unit == "copy":
+                moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
+                copies = warm(ceilings.copy(torch.float32, **moved))
+                for parts in interleave(dict(enumerate(copies)), 0.2).values():
+                    for direction, values in parts.items():
+                        most = found[direction][1] / median(values)
+                        figures[f"threads.{case.operator}.{direction}.most"] = most
     return figures
 
 
@@ -183,9 +194,34 @@ def _settings(
     return found
 
 
+class OnlyAllocates(torch.autograd.Function):
+    """The least that an operator written in Python can do under autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.empty(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return dy
+
+
+def least_overhead() -> Iterator[tuple[str, float]]:
+    """`least.<part>`: microseconds of an operator in Python that makes its output and does nothing else."""
+    x = torch.zeros(1, requires_grad=True)
+    calls = {"forward": lambda: torch.empty((1,)), "recorded": lambda: OnlyAllocates.apply(x)}
+    samples = {part: stopwatch("seconds", call) for part, call in calls.items()}
+    for part, taken in interleave(samples, 0.4, most=1000).items():
+        yield f"least.{part}", median(taken["seconds"]) * 1e6
+
+
 def little() -> dict[str, float]:
-    """`small.<op>.<part>`: eager PyTorch's time over ours; `overhead.<op>.<part>`: microseconds of a call."""
-    figures: dict[str, float] = {}
+    """`small.<op>.<part>`: eager PyTorch's time over ours; `overhead.<op>.<part>`: microseconds of a call.
+
+    `eager.<op>.<part>`: PyTorch's own time, in microseconds.
+    """
+    figures = dict(least_overhead())
     for case in OWN:
         sides = {
             "ours": warm(samples_of(case, SMALL)),
@@ -197,6 +233,7 @@ def little() -> dict[str, float]:
             times[name].update({part: median(values) for part, values in parts.items()})
         for part in ("forward", "recorded", "both"):
             figures[f"small.{case.operator}.{part}"] = times["eager"][part] / times["ours"][part]
+            figures[f"eager.{case.operator}.{part}"] = times["eager"][part] * 1e6
         for sample in warm(samples_of(case, LEAST_WORK)):
             for part, values in interleave({"": sample}, 0.2, most=1000)[""].items():
                 if part in ("forward", "recorded"):

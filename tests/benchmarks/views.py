@@ -87,24 +87,34 @@ VIEWS = (
         ),
     ),
     View(
-        "one thread's time over two threads', B = 1 and 8; time of instruction sets over AVX-512's",
+        "one thread's time over two threads', B = 1 and 8, and the most that memory lets two gain at B = 1;\n"
+        "time of instruction sets over AVX-512's",
         tuple(f"{op}.{part}" for op in _OPERATORS for part in ("forward", "backward")),
         (
             ("B=1", "threads.{}.1"),
+            ("most", "threads.{}.most"),
             ("B=8", "threads.{}.8"),
             ("avx2", "isa.{}.avx2"),
             ("baseline", "isa.{}.baseline"),
         ),
     ),
     View(
-        "microseconds of a call with almost no work; plain PyTorch's time over ours at D = 64, L = 128",
+        "microseconds of a call with almost no work; plain PyTorch's microseconds at D = 64, L = 128, and\n"
+        "its time over ours",
         _OPERATORS,
         (
             ("no_grad us", "overhead.{}.forward"),
             ("autograd us", "overhead.{}.recorded"),
-            ("no_grad", "small.{}.forward"),
+            ("PyTorch us", "eager.{}.forward"),
+            ("autograd us", "eager.{}.recorded"),
+            ("ratio", "small.{}.forward"),
             ("autograd", "small.{}.recorded"),
             ("fwd + bwd", "small.{}.both"),
         ),
+    ),
+    View(
+        "microseconds of torch.empty, and of an autograd function in Python that does nothing else",
+        ("least",),
+        (("no_grad us", "{}.forward"), ("autograd us", "{}.recorded")),
     ),
 )
