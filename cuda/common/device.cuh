@@ -60,6 +60,61 @@ MEGALODON_DEVICE T warp_shuffle(T value, int source) {
   return __shfl_sync(0xFFFFFFFFu, value, source);
 }
 
+// Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8, eight elements from p[i]
+// on, aligned. Lane 4 r + j gets elements 2 j and 2 j + 1 of row r of each; transposed, of column r.
+template <bool kTransposed, class T>
+MEGALODON_DEVICE void load_matrices(Shared<T> p, int i, std::uint32_t (&to)[4]) {
+  static_assert(sizeof(T) == 2);
+  const auto from = static_cast<std::uint32_t>(__cvta_generic_to_shared(p + i));
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+// sum += a b, a (16, 16), b (16, 8), in the fragments of PTX's mma.m16n8k16 (common/warp_product.cuh).
+MEGALODON_DEVICE void multiply_bfloat16(float (&sum)[4], const std::uint32_t (&a)[4],
+                                        const std::uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+MEGALODON_DEVICE void multiply_float16(float (&sum)[4], const std::uint32_t (&a)[4],
+                                       const std::uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// 16 bytes from device to shared memory, both aligned; zeros where `exists` is false. They arrive later: this
+// thread sees them once it has waited for the group they were committed with, others after a barrier that
+// follows.
+template <class T>
+MEGALODON_DEVICE void copy_async(Shared<T> to, int i, Global<const T> from, std::int64_t j, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to + i))),
+               "l"(exists ? from + j : from), "r"(exists ? 16 : 0)
+               : "memory");
+}
+// Ends a group of copies.
+MEGALODON_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most the last `kPending` groups are under way.
+template <int kPending>
+MEGALODON_DEVICE void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 // a b rounded, which no compiler may merge with an addition into one rounding.
 MEGALODON_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 MEGALODON_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }

@@ -1,5 +1,5 @@
 // Kernels with and without a fault, for test_interpreter.py: `faults NAME` prints what the kernel computes,
-// or the error.
+// or the error; `faults NAME THREADS SHARED VALUES` launches it otherwise.
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -10,6 +10,7 @@
 #include "common/reduce.cuh"
 #include "common/run.cuh"
 #include "common/types.cuh"
+#include "common/warp_product.cuh"
 
 namespace megalodon::cuda {
 namespace {
@@ -93,6 +94,95 @@ MEGALODON_KERNEL void more_shared_than_launched(Args) {
   memory.take<float>(1);
 }
 
+// y (16, 16) = a b of one warp: a is the first and b the second 16 x 16 elements of x, made small. A tile
+// lies in shared memory by rows of the product, or kDeep, by depth.
+template <class T, bool kDeep>
+MEGALODON_KERNEL void product(Args op) {
+  constexpr int pitch = tile_pitch(16);
+  SharedMemory memory;
+  const Shared<T> a = memory.take<T>(16 * pitch), b = memory.take<T>(16 * pitch);
+  for (int i = lane_index(); i < 256; i += kWarp) {
+    const int row = i / 16, column = i % 16;
+    const auto small = [&](int at) { return static_cast<float>(static_cast<int>(op.x[at]) % 11 - 5); };
+    write(a[kDeep ? column * pitch + row : row * pitch + column], small(i));
+    write(b[kDeep ? row * pitch + column : column * pitch + row], small(256 + i));
+  }
+  block_barrier();
+  std::uint32_t left[4], right[2][2];
+  load_a<kDeep>(a, pitch, 0, 0, left);
+  load_b<kDeep>(b, pitch, 0, 0, right);
+  for (int half = 0; half < 2; ++half) {
+    float sum[4] = {};
+    multiply_add(T{}, sum, left, right[half]);
+    for (int e = 0; e < 4; ++e) op.y[sum_row(e) * 16 + 8 * half + sum_column(e)] = sum[e];
+  }
+}
+
+MEGALODON_KERNEL void product_of_some(Args) {
+  float sum[4] = {};
+  const std::uint32_t a[4] = {}, b[2] = {};
+  if (thread_index() % 2 == 0) multiply_add(BFloat16{}, sum, a, b);
+}
+MEGALODON_KERNEL void product_beside_a_load(Args) {
+  SharedMemory memory;
+  const Shared<BFloat16> tile = memory.take<BFloat16>(8);
+  float sum[4] = {};
+  std::uint32_t a[4] = {}, b[2] = {};
+  if (lane_index() < 8) {
+    load_matrices<false>(tile, 0, a);
+  } else {
+    multiply_add(BFloat16{}, sum, a, b);
+  }
+}
+MEGALODON_KERNEL void matrices_misaligned(Args) {
+  SharedMemory memory;
+  std::uint32_t a[4];
+  load_matrices<false>(memory.take<BFloat16>(16), 4, a);
+}
+
+// The block copies its x, a lane four at a time, and y[block] is their sum.
+template <bool kWait, bool kBarrier>
+MEGALODON_KERNEL void copied_sum(Args op) {
+  SharedMemory memory;
+  const Shared<float> part = memory.take<float>(kThreads);
+  if (warp_index() == 0) {
+    copy_async(part, 4 * lane_index(), op.x, block_x() * kThreads + 4 * lane_index(), true);
+    copies_commit();
+    if (kWait) copies_wait<0>();
+  }
+  if (kBarrier) block_barrier();
+  if (thread_index() != 0) return;
+  float sum = 0;
+  for (int i = 0; i < kThreads; ++i) sum += part[i];
+  op.y[block_x()] = sum;
+}
+
+// Of two groups, the second zeros: the first, the second too early, the second.
+MEGALODON_KERNEL void copied_groups(Args op) {
+  SharedMemory memory;
+  const Shared<float> part = memory.take<float>(8);
+  if (thread_index() != 0) return;
+  copy_async(part, 0, op.x, 4, true);
+  copies_commit();
+  copy_async(part, 4, op.x, 1 << 20, false);
+  copies_commit();
+  copies_wait<1>();
+  op.y[0] = part[0];
+  op.y[1] = part[4];
+  copies_wait<0>();
+  op.y[2] = part[4];
+  op.y[3] = part[3];
+}
+
+MEGALODON_KERNEL void copy_past_the_end(Args op) {
+  SharedMemory memory;
+  copy_async(memory.take<float>(4), 0, op.x, kThreads * 4 - 2, true);
+}
+MEGALODON_KERNEL void copy_misaligned(Args op) {
+  SharedMemory memory;
+  copy_async(memory.take<float>(4), 0, op.x, 1, true);
+}
+
 const std::map<std::string, void (*)(Args)> kKernels = {
     {"sum", sum<true>},
     {"sum_without_barrier", sum<false>},
@@ -111,20 +201,34 @@ const std::map<std::string, void (*)(Args)> kKernels = {
     {"vector_misaligned", vector_misaligned},
     {"shared_past_the_end", shared_past_the_end},
     {"more_shared_than_launched", more_shared_than_launched},
+    {"product_bfloat16", product<BFloat16, false>},
+    {"product_bfloat16_deep", product<BFloat16, true>},
+    {"product_float16", product<Float16, false>},
+    {"product_float16_deep", product<Float16, true>},
+    {"product_of_some", product_of_some},
+    {"product_beside_a_load", product_beside_a_load},
+    {"matrices_misaligned", matrices_misaligned},
+    {"copied_sum", copied_sum<true, true>},
+    {"copied_sum_without_wait", copied_sum<false, true>},
+    {"copied_sum_without_barrier", copied_sum<true, false>},
+    {"copied_groups", copied_groups},
+    {"copy_past_the_end", copy_past_the_end},
+    {"copy_misaligned", copy_misaligned},
 };
 
-int run(const std::string& name, int threads) {
-  alignas(16) static float x[4 * kThreads], y[4];
+// `shared` is in floats; `values` of y are printed.
+int run(const std::string& name, int threads, int shared, int values) {
+  alignas(16) static float x[4 * kThreads], y[256];
   for (int i = 0; i < 4 * kThreads; ++i) x[i] = static_cast<float>(i);
   Run call(nullptr, {});
   try {
-    call.launch(kKernels.at(name), {4}, threads, shared_size<float>(kThreads),
-                Args{Run::span<const float>(x, 0, 4 * kThreads, "x"), Run::span<float>(y, 0, 4, "y")});
+    call.launch(kKernels.at(name), {4}, threads, shared_size<float>(shared),
+                Args{Run::span<const float>(x, 0, 4 * kThreads, "x"), Run::span<float>(y, 0, values, "y")});
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;
   }
-  std::printf("%g %g %g %g\n", y[0], y[1], y[2], y[3]);
+  for (int i = 0; i < values; ++i) std::printf("%g ", y[i]);
   return 0;
 }
 
@@ -132,5 +236,7 @@ int run(const std::string& name, int threads) {
 }  // namespace megalodon::cuda
 
 int main(int argc, char** argv) {
-  return megalodon::cuda::run(argv[1], argc > 2 ? std::atoi(argv[2]) : megalodon::cuda::kThreads);
+  const auto number = [&](int i, int otherwise) { return argc > i ? std::atoi(argv[i]) : otherwise; };
+  return megalodon::cuda::run(argv[1], number(2, megalodon::cuda::kThreads),
+                              number(3, megalodon::cuda::kThreads), number(4, 4));
 }

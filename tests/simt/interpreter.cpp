@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -22,6 +23,12 @@ constexpr int kMaxThreads = 1024;
 
 enum class Waits { nothing, block, warp, finished };
 
+struct Copy {
+  void* to;
+  std::array<unsigned char, 16> bytes;
+  int group;
+};
+
 // One thread of a block. Its fiber outlives the block and serves a thread of the next. A context starts it;
 // from then on jumps switch, which spare the system calls that switching contexts makes.
 struct Fiber {
@@ -31,8 +38,10 @@ struct Fiber {
   void* stack = nullptr;
   int thread = 0;
   Waits waits = Waits::finished;
-  std::uint64_t bits = 0, received = 0;
-  int source = 0;
+  const char* meeting = nullptr;  // what a lane waits for that waits for its warp
+  Deposit deposit;
+  std::deque<Copy> copies;
+  int groups = 0;  // of copies, that are complete
 
   Fiber() {
     stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -56,6 +65,7 @@ class Machine {
     shared_.resize(static_cast<std::size_t>(shared_bytes));
     while (fibers_.size() < static_cast<std::size_t>(threads)) fibers_.push_back(std::make_unique<Fiber>());
     threads_ = threads;
+    deposits_.resize(static_cast<std::size_t>(threads));
     std::vector<std::int64_t> blocks(static_cast<std::size_t>(grid.x * grid.y));
     std::iota(blocks.begin(), blocks.end(), 0);
     std::shuffle(blocks.begin(), blocks.end(), random_);
@@ -65,6 +75,13 @@ class Machine {
   void wait(Waits what) {
     running_->waits = what;
     if (_setjmp(running_->point) == 0) std::longjmp(scheduler_, 1);
+  }
+
+  const Deposit* meet(const char* what, const Deposit& mine) {
+    running_->meeting = what;
+    running_->deposit = mine;
+    wait(Waits::warp);
+    return &deposits_[static_cast<std::size_t>(running_->thread / kWarp * kWarp)];
   }
 
   Fiber& running() { return *running_; }
@@ -82,6 +99,7 @@ class Machine {
       Fiber& fiber = *fibers_[static_cast<std::size_t>(i)];
       fiber.thread = i;
       fiber.waits = Waits::nothing;
+      fiber.copies.clear();
       ready.push_back(&fiber);
     }
     while (!ready.empty()) {
@@ -118,16 +136,20 @@ class Machine {
     int finished = 0, at_barrier = 0;
     for (int first = 0; first < threads_; first += kWarp) {
       const auto lane = [&](int i) -> Fiber& { return *fibers_[static_cast<std::size_t>(first + i)]; };
-      int shuffling = 0;
+      const char* meeting = nullptr;
+      int met = 0;
       for (int i = 0; i < kWarp; ++i) {
-        shuffling += lane(i).waits == Waits::warp;
+        if (lane(i).waits == Waits::warp && meeting == nullptr) meeting = lane(i).meeting;
+        met += lane(i).waits == Waits::warp && lane(i).meeting == meeting;
         finished += lane(i).waits == Waits::finished;
         at_barrier += lane(i).waits == Waits::block;
       }
-      if (shuffling != 0 && shuffling != kWarp) miss("shuffle", shuffling, kWarp);
-      if (shuffling == 0) continue;
-      for (int i = 0; i < kWarp; ++i) lane(i).received = lane(lane(i).source).bits;
-      for (int i = 0; i < kWarp; ++i) release(lane(i), ready);
+      if (met != 0 && met != kWarp) miss(meeting, met, kWarp);
+      if (met == 0) continue;
+      for (int i = 0; i < kWarp; ++i) {
+        deposits_[static_cast<std::size_t>(first + i)] = lane(i).deposit;
+        release(lane(i), ready);
+      }
     }
     if (at_barrier == threads_) {
       for (int i = 0; i < threads_; ++i) release(*fibers_[static_cast<std::size_t>(i)], ready);
@@ -153,6 +175,7 @@ class Machine {
   std::jmp_buf scheduler_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<unsigned char> shared_;
+  std::vector<Deposit> deposits_;  // of each thread, at the last meeting of its warp
   std::minstd_rand random_{1};
   const std::function<void()>* kernel_ = nullptr;
   Fiber* running_ = nullptr;
@@ -193,13 +216,24 @@ Grid grid() { return machine().grid(); }
 
 void block_barrier() { machine().wait(Waits::block); }
 
-std::uint64_t warp_exchange(std::uint64_t bits, int source) {
-  if (source < 0 || source >= kWarp) fail("shuffle from lane " + std::to_string(source));
+const Deposit* warp_meet(const char* what, const Deposit& mine) { return machine().meet(what, mine); }
+
+void copy_async(void* to, const void* from) {
   Fiber& self = machine().running();
-  self.bits = bits;
-  self.source = source;
-  machine().wait(Waits::warp);
-  return self.received;
+  Copy copy{to, {}, self.groups};
+  if (from != nullptr) std::memcpy(copy.bytes.data(), from, copy.bytes.size());
+  std::memset(to, 0xFF, copy.bytes.size());
+  self.copies.push_back(copy);
+}
+
+void copies_commit() { ++machine().running().groups; }
+
+void copies_wait(int pending) {
+  Fiber& self = machine().running();
+  while (!self.copies.empty() && self.copies.front().group < self.groups - pending) {
+    std::memcpy(self.copies.front().to, self.copies.front().bytes.data(), sizeof(Copy::bytes));
+    self.copies.pop_front();
+  }
 }
 
 void* shared_memory(std::int64_t offset, std::int64_t bytes) {

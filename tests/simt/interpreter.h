@@ -1,9 +1,10 @@
 // A GPU in one host thread: runs the blocks of a launch one after another and the threads of a block as
-// fibers, both in an order that is drawn anew each time. A barrier and a shuffle are rendezvous: nobody goes
-// on before all have come. So a result that depends on an order no GPU promises changes, and a rendezvous
-// that part of the threads miss is an error.
+// fibers, both in an order that is drawn anew each time. A barrier and what a warp does together are
+// rendezvous: nobody goes on before all have come. So a result that depends on an order no GPU promises
+// changes, and a rendezvous that part of the threads miss is an error.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -27,8 +28,18 @@ std::int64_t block_y();
 Grid grid();
 
 void block_barrier();
-// The bits that the lane `source` of this warp passes.
-std::uint64_t warp_exchange(std::uint64_t bits, int source);
+
+// What a lane brings to what its warp does together.
+using Deposit = std::array<std::uint32_t, 12>;
+// The deposits of all lanes, once all have come to `what`; they stay until this lane's next meeting.
+const Deposit* warp_meet(const char* what, const Deposit& mine);
+
+// Copies of 16 bytes (of zeros where `from` is null) that are under way: what is at `to` is lost at once, and
+// what comes in its place is there when this thread has waited for all but the last `pending` groups.
+void copy_async(void* to, const void* from);
+void copies_commit();
+void copies_wait(int pending);
+
 // Part of the block's shared memory, which starts as NaN.
 void* shared_memory(std::int64_t offset, std::int64_t bytes);
 

@@ -61,6 +61,28 @@ def test_shared_memory_starts_as_nan(run):
     assert {value.lstrip("-") for value in printed.split()} == {"nan"}
 
 
+@pytest.mark.parametrize("layout", ["", "_deep"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_product_of_a_warp_is_the_product(run, dtype, layout):
+    """Which shows where every lane has every element: a wrong place gives a wrong sum."""
+    a, b = ([[(first + 16 * i + j) % 11 - 5 for j in range(16)] for i in range(16)] for first in (0, 256))
+    expected = [sum(a[i][k] * b[k][j] for k in range(16)) for i in range(16) for j in range(16)]
+    assert run(f"product_{dtype}{layout}", "32", "512", "256") == (0, " ".join(map(str, expected)))
+
+
+def test_a_copy_arrives_when_it_was_waited_for(run):
+    assert run("copied_sum") == (0, " ".join(map(str, sums())))
+    status, printed = run("copied_groups", "32")
+    assert (status, printed.replace("-nan", "nan")) == (0, "4 nan 0 7")
+
+
+@pytest.mark.parametrize("missing", ["wait", "barrier"])
+def test_a_copy_that_nobody_waits_for_changes_the_result(run, missing):
+    status, printed = run(f"copied_sum_without_{missing}")
+    assert status == 0
+    assert "nan" in printed
+
+
 FAULTS = {
     "barrier_of_some": "a barrier was reached by 64 of 128 threads",
     "barrier_after_an_exit": "a barrier was reached by 127 of 128 threads",
@@ -74,6 +96,11 @@ FAULTS = {
     "vector_misaligned": "misaligned vector access",
     "shared_past_the_end": "shared memory: elements [128, 129) of [0, 128)",
     "more_shared_than_launched": "shared memory of 512 bytes is asked for byte 528",
+    "product_of_some": "a product of matrices was reached by 16 of 32 threads",
+    "product_beside_a_load": "a load of matrices was reached by 8 of 32 threads",
+    "matrices_misaligned": "misaligned vector access",
+    "copy_past_the_end": "x: elements [510, 514) of [0, 512)",
+    "copy_misaligned": "misaligned vector access",
 }
 
 
