@@ -9,6 +9,8 @@
 #else
 
 #define MEGALODON_KERNEL __global__
+// A kernel of blocks of so many threads, one of which at least must find its registers.
+#define MEGALODON_KERNEL_OF(threads) __global__ void __launch_bounds__(threads)
 #define MEGALODON_DEVICE static __device__ __forceinline__
 
 namespace megalodon::cuda {
@@ -53,6 +55,8 @@ MEGALODON_DEVICE std::int64_t blocks_x() { return gridDim.x; }
 
 // Every thread of the block arrives before any goes on, and sees what the others wrote.
 MEGALODON_DEVICE void block_barrier() { __syncthreads(); }
+// The same for the lanes of a warp.
+MEGALODON_DEVICE void warp_barrier() { __syncwarp(); }
 
 // The value that lane `source` of the warp passes. All 32 lanes call it together.
 template <class T>

@@ -32,6 +32,7 @@ MEGALODON_DEVICE double read(double value) { return value; }
 MEGALODON_DEVICE void write(float& to, float value) { to = value; }
 MEGALODON_DEVICE void write(double& to, double value) { to = value; }
 
+// write_pair: two numbers rounded to 16 bits each, in one register as they lie in memory.
 #if defined(__CUDACC__)
 MEGALODON_DEVICE float read(BFloat16 value) { return __uint_as_float(std::uint32_t{value.bits} << 16); }
 MEGALODON_DEVICE float read(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
@@ -39,6 +40,16 @@ MEGALODON_DEVICE void write(BFloat16& to, float value) {
   to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 MEGALODON_DEVICE void write(Float16& to, float value) { to.bits = __half_as_ushort(__float2half_rn(value)); }
+template <class T>
+MEGALODON_DEVICE std::uint32_t write_pair(float first, float second) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+}
 #else
 MEGALODON_DEVICE float read(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
 MEGALODON_DEVICE float read(Float16 value) { return static_cast<float>(std::bit_cast<_Float16>(value.bits)); }
@@ -51,7 +62,24 @@ MEGALODON_DEVICE void write(BFloat16& to, float value) {
 MEGALODON_DEVICE void write(Float16& to, float value) {
   to.bits = std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
 }
+template <class T>
+MEGALODON_DEVICE std::uint32_t write_pair(float first, float second) {
+  T low, high;
+  write(low, first);
+  write(high, second);
+  return low.bits | std::uint32_t{high.bits} << 16;
+}
 #endif
+
+// The first and the second number of a pair.
+template <class T>
+MEGALODON_DEVICE float read_first(std::uint32_t pair) {
+  return read(T{static_cast<std::uint16_t>(pair)});
+}
+template <class T>
+MEGALODON_DEVICE float read_second(std::uint32_t pair) {
+  return read(T{static_cast<std::uint16_t>(pair >> 16)});
+}
 
 // V elements of memory that are read and written as one.
 template <class T, int V>

@@ -64,6 +64,41 @@ def test_sums_over_many_tokens_are_accurate(op, frontend):
         assert relative_error(result.gradients[name], expected.gradients[name]) < 1e-5, name
 
 
+LONG = [
+    # Several stages of 512 tokens of the kernels for GPUs, with and without a rest, and less than one.
+    {"tokens": Tokens(batch=1, length=1040), "dim": 17, "ndim": 16},
+    {"tokens": Tokens(batch=2, length=513), "dim": 8, "ndim": 5, "state": False},
+    {"tokens": Tokens(batch=2, length=560, padded=True), "dim": 16, "ndim": 2},
+    {"tokens": Tokens(documents=(530, 0, 16, 17, 1, 300)), "dim": 24, "ndim": 3},
+    {"tokens": Tokens(documents=(15, 49, 16, 1, 32, 130)), "dim": 3, "ndim": 16, "omega": False},
+    {"tokens": Tokens(batch=37, length=21), "dim": 3, "ndim": 3},
+]
+
+
+@pytest.mark.parametrize("sizes", LONG, ids=range(len(LONG)))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_long_and_many_sequences_of_sixteen_bits(frontend, dtype, sizes):
+    """y is rounded once; states and gradients of parameters are as precise as in float32."""
+    call = example("cema", dtype, **sizes)
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    for name, x in (expected.outputs | expected.gradients).items():
+        if x is None:
+            continue
+        actual = result.outputs.get(name, result.gradients.get(name))
+        allowed = torch.finfo(dtype).eps / 4 if name in ("y", "x") else 5e-7 if name == "state" else 3e-6
+        assert relative_error(actual, x) < allowed, name
+
+
+@precisions
+@pytest.mark.parametrize("padded", [False, True], ids=["batch", "padded"])
+@pytest.mark.parametrize("ndim", [3, 16, 40])
+@pytest.mark.parametrize("op", ["cema", "ema"])
+def test_one_token(op, frontend, dtype, rtol, ndim, padded):
+    tokens = Tokens(batch=5, length=1, padded=padded)
+    assert_matches_reference(frontend, example(op, dtype, tokens=tokens, dim=19, ndim=ndim), rtol)
+
+
 def test_ema_is_cema_with_real_coefficients(frontend):
     real = example("ema", torch.float64)
     names = ("q", "gamma", "initial_state")

@@ -10,6 +10,7 @@
 #include "simt/interpreter.h"
 
 #define MEGALODON_KERNEL inline
+#define MEGALODON_KERNEL_OF(threads) inline void
 #define MEGALODON_DEVICE static inline
 
 namespace megalodon::cuda {
@@ -81,6 +82,7 @@ MEGALODON_DEVICE std::int64_t block_x() { return simt::block_x(); }
 MEGALODON_DEVICE std::int64_t block_y() { return simt::block_y(); }
 MEGALODON_DEVICE std::int64_t blocks_x() { return simt::grid().x; }
 MEGALODON_DEVICE void block_barrier() { simt::block_barrier(); }
+MEGALODON_DEVICE void warp_barrier() { simt::warp_meet("warp barrier", {}); }
 
 // The interpreter is compiled without fused multiply-add.
 MEGALODON_DEVICE float rounded_product(float a, float b) { return a * b; }

@@ -1,6 +1,8 @@
 #include "common/column_sums.cuh"
 #include "ops/cema/backward.cuh"
 #include "ops/cema/coefficients.cuh"
+#include "ops/cema/step.cuh"
+#include "ops/cema/strand.cuh"
 #include "ops/operators.h"
 
 namespace megalodon::cuda {
@@ -15,7 +17,7 @@ void with_args(const Cema& op, const CemaShape& shape, Run& run, const F& f) {
     using T = std::remove_pointer_t<decltype(storage)>;
     using A = Acc<T>;
     const auto fill = [&](auto args) {
-      args.tiles = divide(run, resolve(run, op.sequence, shape), kCemaTile);
+      args.tiles.sequences = resolve(run, op.sequence, shape);
       args.x = tokens<const T>(op.x, "x");
       args.p = elements<const A>(op.p, "p");
       args.q = elements<const A>(op.q, "q");
@@ -60,11 +62,40 @@ void find_states(Run& run, CemaArgs<T, N>& args, Global<Acc<T>> final_state) {
   carry(run, args, args.initial, args.states, final_state, false);
 }
 
+// Products of matrices serve 16-bit tokens; what else there is takes the scan.
+template <class T, template <class> class N>
+inline constexpr bool kHasStrands = sizeof(T) == 2 && N<float>::parts == 2;
+
+template <class T>
+StrandArgs<T> strand_args(Run& run, const CemaArgs<T, Complex>& args, bool adjoint) {
+  StrandArgs<T> of{.strands = strands(run, args.tiles.sequences, adjoint)};
+  of.system = {args.p, args.q, args.gamma, args.omega, args.dim, args.ndim, adjoint};
+  return of;
+}
+
+template <class T>
+void forward_by_strands(const CemaForward& op, const CemaArgs<T, Complex>& args, Run& run) {
+  StrandArgs<T> of = strand_args(run, args, false);
+  of.x = args.x;
+  of.y = args.y;
+  of.initial = args.initial;
+  of.final = args.final_state;
+  walk_strands(run, of, wide_tokens(args.dim, {&op.x, &op.y}));
+}
+
 template <class T, template <class> class N>
 void forward(const CemaForward& op, CemaArgs<T, N> args, Run& run) {
   using A = Acc<T>;
   args.y = tokens<T>(op.y, "y");
   args.final_state = elements<A>(op.state, "state");
+  if (args.tiles.sequences.length == 1 && !args.tiles.sequences.offsets) return step(run, args);
+  if constexpr (kHasStrands<T, N>) {
+    if (args.ndim <= kSystemDims) {
+      forward_by_strands(op, args, run);
+      return clear_padding(run, op.sequence, args.y.data, args.dim);
+    }
+  }
+  args.tiles = divide(run, args.tiles.sequences, kCemaTile);
   const bool one_tile_each = !args.tiles.first && args.tiles.per_sequence == 1;
   if (!one_tile_each) find_states(run, args, args.final_state);
   run.launch(cema_outputs<T, N>, tile_blocks(args, args.tiles.count), kCemaChannels<A>,
@@ -78,6 +109,7 @@ void backward(const CemaBackward& op, CemaArgs<T, N> args, Run& run) {
   constexpr int parts = N<A>::parts, slots = kCemaTile * kCemaChannels<A>;
   args.dy = tokens<const T>(op.dy, "dy");
   args.y = tokens<T>(op.dx, "dx");
+  args.tiles = divide(run, args.tiles.sequences, kCemaTile);
   find_states(run, args, {});
   args.lambdas = run.workspace<A>(state_elements(args, args.tiles.count));
   run.launch(end_lambdas<T, N>, tile_blocks(args, args.tiles.count), kCemaChannels<A>, 0, args);
