@@ -1,8 +1,8 @@
 #include "common/column_sums.cuh"
 #include "ops/cema/backward.cuh"
 #include "ops/cema/coefficients.cuh"
+#include "ops/cema/gradients.cuh"
 #include "ops/cema/step.cuh"
-#include "ops/cema/strand.cuh"
 #include "ops/operators.h"
 
 namespace megalodon::cuda {
@@ -103,12 +103,51 @@ void forward(const CemaForward& op, CemaArgs<T, N> args, Run& run) {
   clear_padding(run, op.sequence, args.y.data, args.dim);
 }
 
+// Adds the rows of sums that kernels left in the workspace.
+template <class Args>
+void finish_gradients(const CemaBackward& op, Run& run, const Args& args, std::int64_t dim, std::int64_t ndim,
+                      std::int64_t rows, std::int64_t parts) {
+  using A = std::remove_cvref_t<decltype(args.dp[0])>;
+  finish_columns<A>(run, args.dp, elements<A>(op.dp, "dp"), rows, dim, ndim);
+  finish_columns<A>(run, args.dq, elements<A>(op.dq, "dq"), rows, dim, ndim * parts);
+  finish_columns<A>(run, args.dgamma, elements<A>(op.dgamma, "dgamma"), rows, dim, ndim * parts);
+  finish_columns<A>(run, args.domega, elements<A>(op.domega, "domega"), rows, dim);
+}
+
+template <class T>
+void backward_by_strands(const CemaBackward& op, const CemaArgs<T, Complex>& args, Run& run) {
+  const bool wide = wide_tokens(args.dim, {&op.x, &op.dy, &op.dx});
+  const auto dstate = elements<const float>(op.dstate, "dstate");
+  StrandArgs<T> adjoint = strand_args(run, args, true);
+  adjoint.x = args.dy;
+  adjoint.y = args.y;
+  adjoint.initial = dstate;
+  adjoint.final = elements<float>(op.dinitial_state, "dinitial_state");
+  adjoint.carries = run.workspace<float>(carry_elements(adjoint.strands, args.dim));
+  walk_strands(run, adjoint, wide);
+
+  const std::int64_t rows = adjoint.strands.count, width = args.ndim * args.dim;
+  GradientArgs<T> of{adjoint.strands, adjoint.system, args.x, args.dy, args.initial, dstate, adjoint.carries};
+  of.dp = run.workspace<float>(rows * width);
+  of.dq = run.workspace<float>(rows * 2 * width);
+  of.dgamma = run.workspace<float>(rows * 2 * width);
+  if (op.domega.defined()) of.domega = run.workspace<float>(rows * args.dim);
+  gather_moments(run, of, wide);
+  finish_gradients(op, run, of, args.dim, args.ndim, rows, 2);
+}
+
 template <class T, template <class> class N>
 void backward(const CemaBackward& op, CemaArgs<T, N> args, Run& run) {
   using A = Acc<T>;
   constexpr int parts = N<A>::parts, slots = kCemaTile * kCemaChannels<A>;
   args.dy = tokens<const T>(op.dy, "dy");
   args.y = tokens<T>(op.dx, "dx");
+  if constexpr (kHasStrands<T, N>) {
+    if (args.ndim <= kSystemDims) {
+      backward_by_strands(op, args, run);
+      return clear_padding(run, op.sequence, args.y.data, args.dim);
+    }
+  }
   args.tiles = divide(run, args.tiles.sequences, kCemaTile);
   find_states(run, args, {});
   args.lambdas = run.workspace<A>(state_elements(args, args.tiles.count));
@@ -124,10 +163,7 @@ void backward(const CemaBackward& op, CemaArgs<T, N> args, Run& run) {
   if (op.domega.defined()) args.domega = run.workspace<A>(rows * args.dim);
   run.launch(cema_gradients<T, N>, tile_blocks(args, rows), kCemaChannels<A>,
              shared_size<N<A>>(slots) + shared_size<A>(slots), args);
-  finish_columns<A>(run, args.dp, elements<A>(op.dp, "dp"), rows, args.dim, args.ndim);
-  finish_columns<A>(run, args.dq, elements<A>(op.dq, "dq"), rows, args.dim, args.ndim * parts);
-  finish_columns<A>(run, args.dgamma, elements<A>(op.dgamma, "dgamma"), rows, args.dim, args.ndim * parts);
-  finish_columns<A>(run, args.domega, elements<A>(op.domega, "domega"), rows, args.dim);
+  finish_gradients(op, run, args, args.dim, args.ndim, rows, parts);
   clear_padding(run, op.sequence, args.y.data, args.dim);
 }
 

@@ -6,6 +6,9 @@
 
 namespace megalodon::cuda {
 
+inline constexpr int kStrandChannels = 16;  // 32 bytes of a token: what memory moves at least
+inline constexpr int kStrandThreads = kStrandChannels * kWarp;
+
 template <class T>
 struct StrandArgs {
   Strands strands;
@@ -18,9 +21,10 @@ struct StrandArgs {
 };
 
 // The state before tile i of the strand, for every 16th: 32 floats per channel.
-MEGALODON_DEVICE std::int64_t carry_slot(const Strands& all, const Strand& strand, std::int64_t dim,
-                                         std::int64_t d, std::int64_t i) {
-  const std::int64_t earlier = strand.first / kTileTokens + strand.sequence / all.sequences;  // at most
+MEGALODON_DEVICE std::int64_t carry_slot(const Strand& strand, std::int64_t dim, std::int64_t d,
+                                         std::int64_t i) {
+  const std::int64_t earlier =
+      strand.first / kTileTokens + strand.index;  // carries of other strands, at most
   return ((earlier + i / kTileTokens) * dim + d) * 2 * kSystemDims;
 }
 inline std::int64_t carry_elements(const Strands& all, std::int64_t dim) {
@@ -31,41 +35,43 @@ template <class T>
 MEGALODON_DEVICE void keep_carry(const StrandArgs<T>& op, const Strand& strand, std::int64_t d,
                                  std::int64_t i, const Carrier& of) {
   if (lane_index() >= kSystemDims) return;
-  const std::int64_t slot = carry_slot(op.strands, strand, op.system.dim, d, i) + lane_index();
+  const std::int64_t slot = carry_slot(strand, op.system.dim, d, i) + lane_index();
   store_number(op.carries, slot, of.h, kSystemDims);
+}
+
+MEGALODON_DEVICE Complex<float> load_carry(const Global<const float>& carries, const Strand& strand,
+                                           std::int64_t dim, std::int64_t d, std::int64_t i) {
+  const std::int64_t slot = carry_slot(strand, dim, d, i) + lane_index();
+  return load_number<Complex<float>>(carries, slot, kSystemDims);
 }
 
 // The tokens of a tile that is not whole, one by one.
 template <class T>
 MEGALODON_DEVICE Complex<float> take_tokens(const StrandArgs<T>& op, std::int64_t d, const Shared<T>& stage,
                                             int tile, int tokens, Complex<float> h) {
-  const SystemDim dim = system_dim(op.system, d, lane_index());
-  const Complex<float> a = narrow(dim.a), b = narrow(dim.b);
+  const auto dim = system_dim<float>(op.system, d, lane_index());
+#pragma unroll 1
   for (int j = 0; j < tokens; ++j) {
-    h = add(multiply(a, h), b, read(stage[stage_slot(warp_index(), tile, j)]));
+    h = add(multiply(dim.a, h), dim.b, read(stage[stage_slot(warp_index(), tile, j)]));
   }
   return h;
 }
 
-// Makes what 16 tiles end with to what they start with. A tile that is not whole is the last of its sequence.
+// The states that tiles [first, first + 16) of the stage start with, for dim lane_index(). A tile that is not
+// whole is the last of its sequence.
 template <class T>
-MEGALODON_DEVICE void carry_along(const StrandArgs<T>& op, std::int64_t d, const Shared<Walk>& tiles,
+MEGALODON_DEVICE void find_states(const StrandArgs<T>& op, std::int64_t d, const StageTiles& tiles,
                                   const Shared<T>& stage, int first, const Shared<float>& states,
                                   Carrier& of) {
-  const int k = lane_index();
-  for (int i = 0; i < kTileTokens; ++i) {
-    const Walk& at = tiles[first + i];
-    const int tokens = static_cast<int>(at.tile.tokens);
-    const std::int64_t state = (at.tile.sequence * op.system.dim + d) * op.system.ndim + k;
-    if (tokens > 0 && at.tile.first == 0) of.h = load_state(op.initial, state);
-    const Complex<float> end{states[state_slot(i, 0, k)], states[state_slot(i, 1, k)]};
-    states[state_slot(i, 0, k)] = of.h.re;
-    states[state_slot(i, 1, k)] = of.h.im;
-    of.h = tokens == kTileTokens ? carried(of, end) : take_tokens(op, d, stage, first + i, tokens, of.h);
-    if (op.final && tokens > 0 && at.tile.first + tokens == at.sequence.length) {
-      store_number(op.final, 2 * state, of.h);
-    }
-  }
+  const auto state = [&](int i) {
+    return (tiles.at[first + i].tile.sequence * op.system.dim + d) * op.system.ndim + lane_index();
+  };
+  carry_along(
+      tiles.kind + first, states, lane_index(), of, [&](int i) { return load_state(op.initial, state(i)); },
+      [&](int i, int tokens, Complex<float>) { return take_tokens(op, d, stage, first + i, tokens, of.h); },
+      [&](int i) {
+        if (op.final) store_number(op.final, 2 * state(i), of.h);
+      });
 }
 
 // sums (16 tiles, 16 tokens) += G h
@@ -76,10 +82,9 @@ MEGALODON_DEVICE void add_outputs(float (&sums)[2][4], const Shared<float>& stat
     std::uint32_t high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int slot = state_slot(lane_index() / 4 + i % 2 * 8, part, lane_index() % 4 * 2 + i / 2 * 8);
-      const Pack<float, 2> pair = *reinterpret_cast<const Pack<float, 2>*>(address(states, slot, 2));
+      const int slot = state_slot(part, lane_index() % 4 * 2 + i / 2 * 8, lane_index() / 4 + i % 2 * 8);
       std::uint32_t parts[2];
-      split<BFloat16>(pair.element[0], pair.element[1], parts);
+      split<BFloat16>(states[slot], states[slot + kStatePitch], parts);
       high[i] = parts[0];
       low[i] = parts[1];
     }
@@ -102,24 +107,26 @@ struct Factors {
 // Tiles [first, first + 16) of the stage, for the channel of this warp.
 template <class T>
 MEGALODON_DEVICE void advance(const StrandArgs<T>& op, std::int64_t d, const Factors<T>& factors,
-                              const Shared<Walk>& tiles, const Shared<T>& stage, int first,
+                              const StageTiles& tiles, const Shared<T>& stage, int first,
                               const Shared<float>& states, Carrier& of) {
+  const int slot = stage_slot(warp_index(), first + lane_index() % 16, lane_index() / 16 * 8);
   std::uint32_t x[4];
-  load_matrices<false>(stage, stage_slot(warp_index(), first + lane_index() % 16, lane_index() / 16 * 8), x);
+  load_matrices<false>(stage, slot, x);
   warp_barrier();  // the states of the tiles before are read
-  tile_ends<T>(x, factors.state, states);
+  tile_ends<false, T>(x, factors.state, states);
+  warp_barrier();
+  if (lane_index() < op.system.ndim) find_states(op, d, tiles, stage, first, states, of);
+  warp_barrier();
   float y[2][4] = {};
+  load_matrices<false>(stage, slot, x);  // again: registers are short
   add_product<T>(y, x, factors.direct.factor);
-  warp_barrier();
-  if (lane_index() < op.system.ndim) carry_along(op, d, tiles, stage, first, states, of);
-  warp_barrier();
 #pragma unroll
   for (int i = 0; i < 8; ++i) y[i / 4][i % 4] *= factors.direct.unscale;
   add_outputs(y, states, factors.output);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int slot = stage_slot(warp_index(), first + sum_row(i % 2 * 2), 8 * (i / 2) + sum_column(0));
-    *reinterpret_cast<std::uint32_t*>(address(stage, slot, 2)) =
+    const int to = stage_slot(warp_index(), first + sum_row(i % 2 * 2), 8 * (i / 2) + sum_column(0));
+    *reinterpret_cast<std::uint32_t*>(address(stage, to, 2)) =
         write_pair<T>(y[i / 2][i % 2 * 2], y[i / 2][i % 2 * 2 + 1]);
   }
 }
@@ -127,8 +134,11 @@ MEGALODON_DEVICE void advance(const StrandArgs<T>& op, std::int64_t d, const Fac
 // A sequence without tokens ends with what it starts with.
 template <class T>
 MEGALODON_DEVICE void pass_states(const StrandArgs<T>& op, const Strand& strand, std::int64_t d) {
-  for (std::int64_t s = strand.sequence + lane_index(); s < strand.end; s += kWarp) {
-    if (sequence_at(op.strands.tiles.sequences, s).length > 0) continue;
+  const Sequences& all = op.strands.tiles.sequences;
+  const std::int64_t begin = strand.index * op.strands.sequences;
+  for (std::int64_t i = lane_index(); i < op.strands.sequences; i += kWarp) {
+    const std::int64_t s = begin + i;
+    if (s >= all.count || sequence_at(all, s).length > 0) continue;
     for (std::int64_t k = 0; k < op.system.ndim; ++k) {
       const std::int64_t state = (s * op.system.dim + d) * op.system.ndim + k;
       store_number(op.final, 2 * state, load_state(op.initial, state));
@@ -140,40 +150,44 @@ template <bool kWide, class T>
 MEGALODON_KERNEL_OF(kStrandThreads)
 cema_strand(StrandArgs<T> op) {
   SharedMemory memory;
-  const Shared<T> stage = memory.take<T>(kStageElements);
+  const Shared<T> stage = memory.take<T>(kStageElements<kStrandChannels>),
+                  copied = memory.take<T>(kStrandChannels * kStageTokens);
   const Shared<float> states =
       memory.take<float>(kStrandChannels * kStateElements) + warp_index() * kStateElements;
-  const Shared<Walk> tiles = memory.take<Walk>(3 * kStageTiles);  // of this stage and the next two
-  const auto tiles_of = [&](std::int64_t i) { return tiles + i % 3 * kStageTiles; };
-  const Strand strand = strand_of(op.strands, op.system.dim);
+  const StageTiles tiles = take_tiles(memory);
+  const Strand strand = strand_of<kStrandChannels>(op.strands, op.system.dim);
   const std::int64_t d = strand.channel + warp_index(), dim = op.system.dim;
   const bool works = d < dim;
   Factors<T> factors;
-  Carrier of;
+  Carrier of{};
   if (works) {
-    factors = {state_factor<T, false>(op.system, d), direct_factor<T>(op.system, d),
-               output_factor(op.system, d)};
-    of = carrier<T>(op.system, d);
+    factors = {state_factor<T>(op.system, d), direct_factor<T>(op.system, d), output_factor(op.system, d)};
+    of = carrier(op.system, d, lane_index());
     if (op.final) pass_states(op, strand, d);
   }
-  if (warp_index() < 2) find_tiles(op.strands, strand, warp_index(), tiles_of(warp_index()));
+  if (warp_index() < 2) find_tiles(op.strands, strand, warp_index(), tiles_of(tiles, warp_index()));
   block_barrier();
-  put_share(stage, fetch<kWide>(op.strands, strand, dim, tiles_of(0), op.x));
+  const auto copy = [&](std::int64_t i) {
+    start_copy<kWide, kStrandChannels>(op.strands, strand, dim, tiles_of(tiles, i), op.x, copied);
+    copies_commit();
+  };
+  copy(0);
+  copies_wait<0>();
+  put_share<kStrandChannels, false>(stage, take_copied<kStrandChannels>(copied));
   block_barrier();
-  for (std::int64_t i = 0; i < strand.stages; ++i) {
-    const Share<T> next = fetch<kWide>(op.strands, strand, dim, tiles_of(i + 1), op.x);
-    if (warp_index() == 0) find_tiles(op.strands, strand, i + 2, tiles_of(i + 2));
-    if (works) {
-      for (int first = 0; first < kStageTiles; first += kTileTokens) {
-        const std::int64_t tile = i * kStageTiles + first;
-        if (tile >= strand.tiles) continue;
-        if (op.carries) keep_carry(op, strand, d, tile, of);
-        advance(op, d, factors, tiles_of(i), stage, first, states, of);
-      }
+  for (std::int64_t i = 0; i < stages_of(strand); ++i) {
+    copy(i + 1);
+    if (warp_index() == 0) find_tiles(op.strands, strand, i + 2, tiles_of(tiles, i + 2));
+    for (int first = 0; works && first < kStageTiles; first += kTileTokens) {
+      const std::int64_t tile = i * kStageTiles + first;
+      if (tile >= strand.tiles) continue;
+      if (op.carries) keep_carry(op, strand, d, tile, of);
+      advance(op, d, factors, tiles_of(tiles, i), stage, first, states, of);
     }
     block_barrier();
-    deliver<kWide>(op.strands, strand, dim, tiles_of(i), take_share(stage), op.y);
-    put_share(stage, next);
+    deliver<kWide, kStrandChannels>(op.strands, strand, dim, tiles_of(tiles, i), stage, op.y);
+    copies_wait<0>();
+    put_share<kStrandChannels, false>(stage, take_copied<kStrandChannels>(copied));
     block_barrier();
   }
 }
@@ -188,9 +202,9 @@ inline bool wide_tokens(std::int64_t dim, std::initializer_list<const Tensor*> t
 template <class T>
 void walk_strands(Run& run, const StrandArgs<T>& args, bool wide) {
   const std::int64_t blocks = divide_up(args.system.dim, kStrandChannels) * args.strands.count;
-  const std::int64_t shared = shared_size<T>(kStageElements) +
-                              shared_size<float>(kStrandChannels * kStateElements) +
-                              shared_size<Walk>(3 * kStageTiles);
+  const std::int64_t shared = shared_size<T>(kStageElements<kStrandChannels>) +
+                              shared_size<T>(kStrandChannels * kStageTokens) +
+                              shared_size<float>(kStrandChannels * kStateElements) + kTilesSize;
   run.launch(wide ? cema_strand<true, T> : cema_strand<false, T>, {blocks}, kStrandThreads, shared, args);
 }
 

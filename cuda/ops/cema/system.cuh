@@ -7,12 +7,14 @@
 //
 // Over a tile of 16 tokens that is three products with small matrices, whatever tiles stand side by side:
 //
-//   h after = a^16 h + W x     W(k, s) = b_k a_k^(15 - s)
-//   y       = K x + G h        K(t, s) = direct, or sum_k Re(g_k b_k a_k^(t - s - 1))     G(t, k) = g_k a_k^t
+//   h after = a^16 h + b W x     W(k, s) = a_k^(15 - s)
+//   y       = K x + G h          K(t, s) = direct, or sum_k Re(g_k b_k a_k^(t - s - 1))     G(t, k) = g_k
+//   a_k^t
 //
 // Entries are computed in double and split into parts of 16 bits. W makes states, which are as precise as
-// float: 3 parts of bfloat16 (24 bits), or 2 of float16 (22 bits), each row of W scaled into float16's range.
-// K and G make y, which is rounded to 16 bits: 2 parts. G multiplies states, whose range only bfloat16 has.
+// float: 3 parts of bfloat16 (24 bits), or 2 of float16 (22 bits; no power exceeds 1). K and G make y, which
+// is rounded to 16 bits: 2 parts, K scaled into float16's range. G multiplies states, whose range only
+// bfloat16 has.
 #pragma once
 
 #include "ops/cema/scan.cuh"
@@ -31,17 +33,19 @@ struct SystemArgs {
   bool adjoint;
 };
 
+template <class A>
 struct SystemDim {
-  Complex<double> a, b, g;
-  double direct;  // its part of `direct`
+  Complex<A> a, b, g;
+  A direct;  // its part of `direct`
 };
 
-MEGALODON_DEVICE SystemDim system_dim(const SystemArgs& op, std::int64_t d, int k) {
+template <class A>
+MEGALODON_DEVICE SystemDim<A> system_dim(const SystemArgs& op, std::int64_t d, int k) {
   if (k >= op.ndim) return {};
   const std::int64_t i = d * op.ndim + k;
-  const Complex<double> q{op.q[2 * i], op.q[2 * i + 1]}, gamma{op.gamma[2 * i], op.gamma[2 * i + 1]};
-  const Complex<double> p{op.p[i], 0}, out = multiply(gamma, q);
-  const double direct = real_product(gamma, p);
+  const Complex<A> q{op.q[2 * i], op.q[2 * i + 1]}, gamma{op.gamma[2 * i], op.gamma[2 * i + 1]};
+  const Complex<A> p{op.p[i], 0}, out = multiply(gamma, q);
+  const A direct = real_product(gamma, p);
   if (op.adjoint) return {conj(q), conj(out), p, direct};
   return {q, p, out, direct};
 }
@@ -53,11 +57,6 @@ MEGALODON_DEVICE float scale_of(double largest) {
   int exponent = 0;
   std::frexp(largest, &exponent);
   return std::ldexp(1.0f, largest > 0 ? 14 - exponent : 0);
-}
-
-template <class T>
-MEGALODON_DEVICE float state_scale(const SystemDim& dim) {
-  return scale_of<T>(std::fmax(std::fabs(dim.b.re), std::fabs(dim.b.im)));
 }
 
 // `first` and `second` as sums of kParts numbers of T; a register holds a part of both.
@@ -87,24 +86,22 @@ MEGALODON_DEVICE void set_entries(Factor<kParts, kDepths, kColumns>& factor, int
   for (int i = 0; i < kParts; ++i) factor.part[i][k][j][half] = parts[i];
 }
 
-// W^T: a row for each token, columns are the real parts of all dims, then the imaginary ones, times
-// state_scale. kReversed: the tokens stand in the opposite order.
+// W^T: a row for each token; columns are the real parts of all dims, then the imaginary ones.
 template <class T>
 using StateFactor = Factor<kStateParts<T>, kTileTokens, 2 * kSystemDims>;
 
-template <class T, bool kReversed>
+template <class T>
 MEGALODON_DEVICE StateFactor<T> state_factor(const SystemArgs& op, std::int64_t d) {
   StateFactor<T> factor;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int dims = i / 2, half = i % 2, s = lane_index() % 4 * 2 + 8 * half;
-    const SystemDim dim = system_dim(op, d, 8 * dims + lane_index() / 4);
-    const double scale = state_scale<T>(dim);
-    const Complex<double> lower = multiply(dim.b, power(dim.a, kReversed ? s : 14 - s));
-    const Complex<double> upper = multiply(lower, dim.a);
-    const Complex<double> first = kReversed ? lower : upper, second = kReversed ? upper : lower;
-    set_entries<T>(factor, 0, dims, half, scale * first.re, scale * second.re);
-    set_entries<T>(factor, 0, dims + 2, half, scale * first.im, scale * second.im);
+    const int dims = i / 2, half = i % 2, s = lane_index() % 4 * 2 + 8 * half,
+              k = 8 * dims + lane_index() / 4;
+    const Complex<double> a = system_dim<double>(op, d, k).a;
+    const Complex<double> second = k < op.ndim ? power(a, 14 - s) : Complex<double>{},
+                          first = multiply(second, a);
+    set_entries<T>(factor, 0, dims, half, first.re, second.re);
+    set_entries<T>(factor, 0, dims + 2, half, first.im, second.im);
   }
   return factor;
 }
@@ -121,13 +118,13 @@ MEGALODON_DEVICE DirectFactor<T> direct_factor(const SystemArgs& op, std::int64_
   const int lane = lane_index();
   double kappa = lane == 0 && op.omega ? op.omega[d] : 0.0;  // lane j < 16 holds that of j tokens later
   for (int k = 0; k < op.ndim; ++k) {
-    const SystemDim dim = system_dim(op, d, k);
+    const auto dim = system_dim<double>(op, d, k);
     kappa += lane == 0 ? dim.direct : real_product(multiply(dim.g, dim.b), power(dim.a, lane - 1));
   }
   double largest = 0;
   for (int j = 0; j < kTileTokens; ++j) largest = std::fmax(largest, std::fabs(warp_shuffle(kappa, j)));
   const float scale = scale_of<T>(largest);
-  DirectFactor<T> direct;
+  DirectFactor<T> direct{};
   direct.unscale = 1 / scale;
   const auto entry = [&](int lag) {
     const double value = warp_shuffle(kappa, lag < 0 ? 0 : lag);
@@ -135,7 +132,9 @@ MEGALODON_DEVICE DirectFactor<T> direct_factor(const SystemArgs& op, std::int64_
   };
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int j = i / 2, half = i % 2, lag = 8 * j + lane / 4 - (8 * half + lane % 4 * 2);
+    const int j = i / 2, half = i % 2;
+    if (half > j) continue;  // from tokens to earlier ones
+    const int lag = 8 * j + lane / 4 - (8 * half + lane % 4 * 2);
     const double first = entry(lag), second = entry(lag - 1);
     set_entries<T>(direct.factor, 0, j, half, first, second);
   }
@@ -150,7 +149,7 @@ MEGALODON_DEVICE OutputFactor output_factor(const SystemArgs& op, std::int64_t d
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int j = i / 2, half = i % 2, t = 8 * j + lane_index() / 4, k = 8 * half + lane_index() % 4 * 2;
-    const SystemDim one = system_dim(op, d, k), next = system_dim(op, d, k + 1);
+    const auto one = system_dim<double>(op, d, k), next = system_dim<double>(op, d, k + 1);
     const Complex<double> first = multiply(one.g, power(one.a, t)),
                           second = multiply(next.g, power(next.a, t));
     set_entries<BFloat16>(factor, 0, j, half, first.re, second.re);
