@@ -62,6 +62,9 @@ MEGALODON_KERNEL void barrier_after_an_exit(Args) {
   if (thread_index() == 5) return;
   block_barrier();
 }
+MEGALODON_KERNEL void warp_barrier_of_some(Args) {
+  if (thread_index() % 2 == 0) warp_barrier();
+}
 MEGALODON_KERNEL void shuffle_of_some(Args op) {
   if (thread_index() % 2 == 0) op.y[0] = warp_shuffle(1.0f, 0);
 }
@@ -191,6 +194,7 @@ const std::map<std::string, void (*)(Args)> kKernels = {
     {"unwritten_shared", unwritten_shared},
     {"barrier_of_some", barrier_of_some},
     {"barrier_after_an_exit", barrier_after_an_exit},
+    {"warp_barrier_of_some", warp_barrier_of_some},
     {"shuffle_of_some", shuffle_of_some},
     {"shuffle_beside_a_barrier", shuffle_beside_a_barrier},
     {"shuffle_from_no_lane", shuffle_from_no_lane},

@@ -86,6 +86,7 @@ def test_a_copy_that_nobody_waits_for_changes_the_result(run, missing):
 FAULTS = {
     "barrier_of_some": "a barrier was reached by 64 of 128 threads",
     "barrier_after_an_exit": "a barrier was reached by 127 of 128 threads",
+    "warp_barrier_of_some": "a warp barrier was reached by 16 of 32 threads",
     "shuffle_of_some": "a shuffle was reached by 16 of 32 threads",
     "shuffle_beside_a_barrier": "a shuffle was reached by 16 of 32 threads",
     "shuffle_from_no_lane": "shuffle from lane 32",
