@@ -17,7 +17,7 @@ from megalodon_core import MegalodonConfig
 from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.timing import Clock, Sample, interleave
-from megalodon_core.nn import Block
+from megalodon_core.nn import Block, constant_parameters
 from megalodon_core.state import LayerState
 from sdpa import BACKENDS, accepts, under
 from torch import Tensor, nn
@@ -184,10 +184,11 @@ def decoding(widths: Widths, seconds: float) -> dict[str, float]:
     figures = {}
     for name, before in (("start", 16), ("half_chunk", widths.config.chunk_size // 2)):
         (read,) = ceilings.copy(DTYPE, read=weights)
-        samples = {"step": token(block, widths.config.model_dim, before), "read": read}
-        for sample in samples.values():
-            sample()
-        taken = interleave(samples, seconds)
+        with constant_parameters(block):
+            samples = {"step": token(block, widths.config.model_dim, before), "read": read}
+            for sample in samples.values():
+                sample()
+            taken = interleave(samples, seconds)
         step, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
         figures |= {
             f"decode.{name}.seconds": step,
