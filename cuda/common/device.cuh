@@ -11,6 +11,9 @@
 #define MEGALODON_KERNEL __global__
 // A kernel of blocks of so many threads, one of which at least must find its registers.
 #define MEGALODON_KERNEL_OF(threads) __global__ void __launch_bounds__(threads)
+// After MEGALODON_KERNEL: registers are dealt out so that this many blocks of so many threads fit on a
+// multiprocessor.
+#define MEGALODON_RESIDENT(threads, blocks) __launch_bounds__(threads, blocks)
 #define MEGALODON_DEVICE static __device__ __forceinline__
 
 namespace megalodon::cuda {
@@ -117,6 +120,23 @@ MEGALODON_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::
 template <int kPending>
 MEGALODON_DEVICE void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Counts up from 0: every caller gets another number, and a lower one than whoever asks later.
+MEGALODON_DEVICE std::int32_t take_ticket(Global<std::int32_t> counter) { return atomicAdd(counter, 1); }
+
+// What blocks of one launch tell each other. `publish` sets a flag; whoever waits for that value or a larger
+// one then sees all that the publishing thread has written, or has seen written before a barrier.
+MEGALODON_DEVICE void publish(Global<std::int32_t> flag, std::int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+MEGALODON_DEVICE std::int32_t wait_for(Global<std::int32_t> flag, std::int32_t least) {
+  std::int32_t value;
+  for (;;) {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    if (value >= least) return value;
+    __nanosleep(20);
+  }
 }
 
 // a b rounded, which no compiler may merge with an addition into one rounding.

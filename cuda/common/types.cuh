@@ -87,12 +87,22 @@ struct alignas(sizeof(T) * V) Pack {
   T element[V];
 };
 
-// V elements from p[i] on as accumulators. V > 1 needs an aligned address.
+// V elements from p[i] on as they lie in memory. V > 1 needs an aligned address.
+template <int V, class T>
+MEGALODON_DEVICE Pack<T, V> load_pack(const Global<const T>& p, std::int64_t i) {
+  return *reinterpret_cast<const Pack<T, V>*>(address(p, i, V));
+}
+
 template <int V, class T, class A>
-MEGALODON_DEVICE void load(const Global<const T>& p, std::int64_t i, A (&to)[V]) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(address(p, i, V));
+MEGALODON_DEVICE void unpack(const Pack<T, V>& pack, A (&to)[V]) {
 #pragma unroll
   for (int e = 0; e < V; ++e) to[e] = read(pack.element[e]);
+}
+
+// The same as accumulators.
+template <int V, class T, class A>
+MEGALODON_DEVICE void load(const Global<const T>& p, std::int64_t i, A (&to)[V]) {
+  unpack(load_pack<V>(p, i), to);
 }
 
 template <int V, class T, class A>

@@ -11,6 +11,7 @@
 
 #define MEGALODON_KERNEL inline
 #define MEGALODON_KERNEL_OF(threads) inline void
+#define MEGALODON_RESIDENT(threads, blocks)
 #define MEGALODON_DEVICE static inline
 
 namespace megalodon::cuda {
@@ -83,6 +84,13 @@ MEGALODON_DEVICE std::int64_t block_y() { return simt::block_y(); }
 MEGALODON_DEVICE std::int64_t blocks_x() { return simt::grid().x; }
 MEGALODON_DEVICE void block_barrier() { simt::block_barrier(); }
 MEGALODON_DEVICE void warp_barrier() { simt::warp_meet("warp barrier", {}); }
+
+MEGALODON_DEVICE std::int32_t take_ticket(const Span<std::int32_t>& counter) { return counter[0]++; }
+MEGALODON_DEVICE void publish(const Span<std::int32_t>& flag, std::int32_t value) { flag[0] = value; }
+MEGALODON_DEVICE std::int32_t wait_for(const Span<std::int32_t>& flag, std::int32_t least) {
+  simt::wait_until([&] { return flag[0] >= least; });
+  return flag[0];
+}
 
 // The interpreter is compiled without fused multiply-add.
 MEGALODON_DEVICE float rounded_product(float a, float b) { return a * b; }

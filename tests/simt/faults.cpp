@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/chain.cuh"
 #include "common/reduce.cuh"
 #include "common/run.cuh"
 #include "common/types.cuh"
@@ -20,6 +21,8 @@ constexpr int kThreads = 128;
 struct Args {
   Global<const float> x;
   Global<float> y;
+  Global<std::int32_t> flags;  // zeros; one is a counter, the others are of blocks
+  Chain chain;
 };
 
 // y[block] = the sum of the block's x, by halves in shared memory.
@@ -47,6 +50,50 @@ MEGALODON_KERNEL void sum_by_warps(Args op) {
 // A block reads what another block of the same launch wrote.
 MEGALODON_KERNEL void blocks_in_order(Args op) {
   if (thread_index() == 0) op.y[block_x()] = block_x() == 0 ? 1 : op.y[block_x() - 1] + 1;
+}
+
+// y of block i is 1 + that of block i - 1, which it waits for. Blocks are numbered by tickets, or as they
+// lie in the grid.
+template <bool kTickets>
+MEGALODON_KERNEL void pass_along(Args op) {
+  SharedMemory memory;
+  const Shared<std::int32_t> ticket = memory.take<std::int32_t>(1);
+  if (thread_index() == 0) ticket[0] = take_ticket(op.flags);
+  block_barrier();
+  const std::int64_t block = kTickets ? ticket[0] : block_x();
+  if (thread_index() != 0) return;
+  if (block > 0) wait_for(op.flags + block, 1);
+  op.y[block] = block > 0 ? op.y[block - 1] + 1 : 1;
+  publish(op.flags + (block + 1), 1);
+}
+
+// A warp for each link, so that a link's own value is often known before the one upto it. y of a block is
+// the value upto its last link, of join(all, own) = (3 all + own) mod 65521 with own = 1 + link.
+MEGALODON_KERNEL void links_of_a_chain(Args op) {
+  SharedMemory memory;
+  const std::int64_t block = block_ticket(op.chain, memory.take<std::int32_t>(1));
+  const std::int64_t warps = block_threads() / kWarp, link = block * warps + warp_index();
+  const auto join = [](const Link<1>& all, const Link<1>& own) {
+    return Link<1>{std::fmod(3 * all.part[0] + own.part[0], 65521.0)};
+  };
+  const Link<1> own{1.0 + static_cast<double>(link)};
+  if (lane_index() == 0 && link > 0) tell(op.chain, link, kOwn, own);
+  Link<1> all = own;
+  if (link > 0) {
+    const auto as_it_is = [](const Link<1>& value, int) { return value; };
+    all = join(look_back<1, 1>(op.chain, link, 1, link, as_it_is, join), own);
+  }
+  if (lane_index() == 0) tell(op.chain, link, kUpto, all);
+  if (lane_index() == 0 && warp_index() == warps - 1) op.y[block] = static_cast<float>(all.part[0]);
+}
+
+// Half of a warp waits for the other half, and all meet in a shuffle.
+MEGALODON_KERNEL void wait_inside_a_block(Args op) {
+  if (block_x() != 0) return;
+  if (lane_index() < kWarp / 2) wait_for(op.flags, 1);
+  if (thread_index() == kThreads - 1) publish(op.flags, 1);
+  const float sum = warp_sum(1.0f);
+  if (lane_index() == 0) op.y[warp_index()] = sum;
 }
 
 MEGALODON_KERNEL void unwritten_shared(Args op) {
@@ -191,6 +238,10 @@ const std::map<std::string, void (*)(Args)> kKernels = {
     {"sum_without_barrier", sum<false>},
     {"sum_by_warps", sum_by_warps},
     {"blocks_in_order", blocks_in_order},
+    {"pass_along", pass_along<true>},
+    {"pass_along_without_tickets", pass_along<false>},
+    {"links_of_a_chain", links_of_a_chain},
+    {"wait_inside_a_block", wait_inside_a_block},
     {"unwritten_shared", unwritten_shared},
     {"barrier_of_some", barrier_of_some},
     {"barrier_after_an_exit", barrier_after_an_exit},
@@ -220,14 +271,20 @@ const std::map<std::string, void (*)(Args)> kKernels = {
     {"copy_misaligned", copy_misaligned},
 };
 
+constexpr int kBlocks = 4, kLinks = kBlocks * 1024 / kWarp;
+
 // `shared` is in floats; `values` of y are printed.
 int run(const std::string& name, int threads, int shared, int values) {
-  alignas(16) static float x[4 * kThreads], y[256];
-  for (int i = 0; i < 4 * kThreads; ++i) x[i] = static_cast<float>(i);
-  Run call(nullptr, {});
+  alignas(16) static float x[kBlocks * kThreads], y[256];
+  static std::int32_t flags[kBlocks + 1];
+  alignas(256) static char workspace[1 << 14];
+  for (int i = 0; i < kBlocks * kThreads; ++i) x[i] = static_cast<float>(i);
+  Run call(nullptr, {workspace, sizeof(workspace)});
   try {
-    call.launch(kKernels.at(name), {4}, threads, shared_size<float>(shared),
-                Args{Run::span<const float>(x, 0, 4 * kThreads, "x"), Run::span<float>(y, 0, values, "y")});
+    call.launch(
+        kKernels.at(name), {kBlocks}, threads, shared_size<float>(shared),
+        Args{Run::span<const float>(x, 0, kBlocks * kThreads, "x"), Run::span<float>(y, 0, values, "y"),
+             Run::span<std::int32_t>(flags, 0, kBlocks + 1, "flags"), make_chain<1>(call, kLinks)});
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 1;

@@ -21,7 +21,7 @@ namespace {
 constexpr std::size_t kStackBytes = std::size_t{1} << 18;  // only touched pages take memory
 constexpr int kMaxThreads = 1024;
 
-enum class Waits { nothing, block, warp, finished };
+enum class Waits { nothing, block, warp, condition, finished };
 
 struct Copy {
   void* to;
@@ -42,6 +42,7 @@ struct Fiber {
   Deposit deposit;
   std::deque<Copy> copies;
   int groups = 0;  // of copies, that are complete
+  const std::function<bool()>* condition = nullptr;
 
   Fiber() {
     stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -133,19 +134,26 @@ class Machine {
   // Whoever goes on now that everybody waits or has finished; nobody once all have finished.
   std::vector<Fiber*> released() {
     std::vector<Fiber*> ready;
-    int finished = 0, at_barrier = 0;
+    int finished = 0, at_barrier = 0, in_vain = 0;
     for (int first = 0; first < threads_; first += kWarp) {
       const auto lane = [&](int i) -> Fiber& { return *fibers_[static_cast<std::size_t>(first + i)]; };
       const char* meeting = nullptr;
-      int met = 0;
+      int met = 0, elsewhere = 0;  // who waits for a condition may come to the meeting yet
       for (int i = 0; i < kWarp; ++i) {
         if (lane(i).waits == Waits::warp && meeting == nullptr) meeting = lane(i).meeting;
         met += lane(i).waits == Waits::warp && lane(i).meeting == meeting;
         finished += lane(i).waits == Waits::finished;
         at_barrier += lane(i).waits == Waits::block;
+        if (lane(i).waits != Waits::condition) continue;
+        ++elsewhere;
+        if ((*lane(i).condition)()) {
+          release(lane(i), ready);
+        } else {
+          ++in_vain;
+        }
       }
-      if (met != 0 && met != kWarp) miss(meeting, met, kWarp);
-      if (met == 0) continue;
+      if (met != 0 && met + elsewhere != kWarp) miss(meeting, met, kWarp);
+      if (met != kWarp) continue;
       for (int i = 0; i < kWarp; ++i) {
         deposits_[static_cast<std::size_t>(first + i)] = lane(i).deposit;
         release(lane(i), ready);
@@ -154,6 +162,8 @@ class Machine {
     if (at_barrier == threads_) {
       for (int i = 0; i < threads_; ++i) release(*fibers_[static_cast<std::size_t>(i)], ready);
     }
+    if (ready.empty() && in_vain != 0)
+      fail_block("a wait of " + std::to_string(in_vain) + " threads never ends");
     if (ready.empty() && finished != threads_) miss("barrier", at_barrier, threads_);
     return ready;
   }
@@ -164,9 +174,13 @@ class Machine {
   }
 
   [[noreturn]] void miss(const std::string& what, int came, int expected) {
-    error_ = std::make_exception_ptr(std::runtime_error(
-        "simt: block (" + std::to_string(block_.x) + ", " + std::to_string(block_.y) + "): a " + what +
-        " was reached by " + std::to_string(came) + " of " + std::to_string(expected) + " threads"));
+    fail_block("a " + what + " was reached by " + std::to_string(came) + " of " + std::to_string(expected) +
+               " threads");
+  }
+
+  [[noreturn]] void fail_block(const std::string& what) {
+    error_ = std::make_exception_ptr(std::runtime_error("simt: block (" + std::to_string(block_.x) + ", " +
+                                                        std::to_string(block_.y) + "): " + what));
     abandon();
   }
 
@@ -234,6 +248,12 @@ void copies_wait(int pending) {
     std::memcpy(self.copies.front().to, self.copies.front().bytes.data(), sizeof(Copy::bytes));
     self.copies.pop_front();
   }
+}
+
+void wait_until(const std::function<bool()>& condition) {
+  if (condition()) return;
+  machine().running().condition = &condition;
+  machine().wait(Waits::condition);
 }
 
 void* shared_memory(std::int64_t offset, std::int64_t bytes) {

@@ -1,7 +1,8 @@
 // A GPU in one host thread: runs the blocks of a launch one after another and the threads of a block as
 // fibers, both in an order that is drawn anew each time. A barrier and what a warp does together are
 // rendezvous: nobody goes on before all have come. So a result that depends on an order no GPU promises
-// changes, and a rendezvous that part of the threads miss is an error.
+// changes, and a rendezvous that part of the threads miss is an error. So is a wait for what neither this
+// block nor one before it writes.
 #pragma once
 
 #include <array>
@@ -40,6 +41,8 @@ void copy_async(void* to, const void* from);
 void copies_commit();
 void copies_wait(int pending);
 
+// Returns once `condition` holds, which other threads of the block may bring about.
+void wait_until(const std::function<bool()>& condition);
 // Part of the block's shared memory, which starts as NaN.
 void* shared_memory(std::int64_t offset, std::int64_t bytes);
 

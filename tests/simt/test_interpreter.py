@@ -55,6 +55,26 @@ def test_blocks_have_no_order(run):
     assert run("blocks_in_order") != (0, "1 2 3 4")
 
 
+def test_blocks_with_tickets_pass_results_along(run):
+    assert run("pass_along") == (0, "1 2 3 4")
+
+
+@pytest.mark.parametrize("threads", [32, 128, 1024])
+def test_a_chain_joins_its_links_in_order(run, threads):
+    """Up to 128 links: more than a warp looks back on."""
+    upto, last = 0, threads // 32 - 1
+    expected = []
+    for link in range(4 * (last + 1)):
+        upto = (3 * upto + 1 + link) % 65521
+        if link % (last + 1) == last:
+            expected.append(upto)
+    assert run("links_of_a_chain", str(threads)) == (0, " ".join(map(str, expected)))
+
+
+def test_a_wait_inside_a_block_ends(run):
+    assert run("wait_inside_a_block") == (0, "32 32 32 32")
+
+
 def test_shared_memory_starts_as_nan(run):
     status, printed = run("unwritten_shared")
     assert status == 0
@@ -89,6 +109,7 @@ FAULTS = {
     "warp_barrier_of_some": "a warp barrier was reached by 16 of 32 threads",
     "shuffle_of_some": "a shuffle was reached by 16 of 32 threads",
     "shuffle_beside_a_barrier": "a shuffle was reached by 16 of 32 threads",
+    "pass_along_without_tickets": "a wait of 1 threads never ends",
     "shuffle_from_no_lane": "shuffle from lane 32",
     "global_past_the_end": "x: elements [512, 513) of [0, 512)",
     "global_before_the_start": "y: elements [-2, -1) of [-1, 3)",
