@@ -13,6 +13,7 @@ from tolerance import GOLDEN, assert_all_close, assert_as_good_as_naive, relativ
 from torch import Tensor
 
 TOKENS, GROUPS, WIDTH = 2**24, 2, 2
+RTOL = {torch.float64: GOLDEN, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
 class Stream(NamedTuple):
@@ -118,6 +119,21 @@ def test_a_large_array_is_the_rows_of_small_ones(frontend, dtype, groups, width)
             (result.gradients["x"], whole.gradients["x"]),
         ):
             assert relative_error(found, large[one]) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("width", [3, 24, 320], ids=lambda width: f"width{width}")
+@pytest.mark.parametrize(
+    "tokens",
+    [Tokens(1, 300), Tokens(documents=(0, 129, 0, 128, 1)), Tokens(2, 130, padded=True)],
+    ids=["batch", "packed", "padded"],
+)
+def test_groups_of_any_width(frontend, dtype, tokens, width):
+    """Groups of one to all lanes of a warp, in parts of one and of 16 bytes, and wider ones."""
+    call = example("timestep_norm", dtype, tokens=tokens, groups=2, width=width)
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    assert_all_close(result.outputs, expected.outputs, RTOL[dtype])
+    assert_all_close(result.gradients, expected.gradients, RTOL[dtype])
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e15])

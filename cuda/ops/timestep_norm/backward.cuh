@@ -8,140 +8,203 @@
 // since n_t mean_t and n_t (var_t + mean_t^2) are plain sums over tokens. With m near the means nothing
 // cancels, so it moves along with mean_t. The cotangents of the final mean and variance are one more term at
 // the last token; dmean_0 = n_0 p_1(mean_0), dvar_0 = n_0 b_1.
+//
+// Statistics run from the first token to the last and gradients back, so a pass over x makes the former, tile
+// by tile, and a pass over x and dy the latter, along a chain of tiles that starts at the last one.
 #pragma once
 
-#include "ops/timestep_norm/apply.cuh"
 #include "ops/timestep_norm/statistics.cuh"
 
 namespace megalodon::cuda {
 
 template <class T>
-struct TermArgs {
-  Tiles tiles;
-  Tokens<const T> x, dy;
-  Global<const Acc<T>> weight;
-  Global<const double> statistics;  // (B, L, G, 2): mean_t and rsqrt(var_t + eps)
-  Global<double> token;             // (B, L, G, 2): sums of g and of g x^, then the two terms of dx
-  Global<double> tile;  // (tiles, G, 2): p and b of the tile's tokens, then of all tokens after it;
-                        // m is the mean of the tile's first token
-  Global<const std::int64_t> initial_count;
-  Global<const Acc<T>> initial_mean;
+struct GradientArgs : TimestepArgs<T> {
+  Tokens<const T> dy;
+  Chain terms;                       // links (tiles, G), from the last to the first: p, b and its m
   Global<const Acc<T>> dmean, dvar;  // cotangents of the final state, or absent
+  Global<T> dx;                      // (B, L, D)
   Global<Acc<T>> dinitial_mean, dinitial_var;
-  std::int64_t batch, groups, width;
+  Global<Acc<T>> dweight, dbias;  // (tiles, D) sums, or absent
 };
 
-// p and b of some tokens, with m = mean.
+// p and b of some tokens, with m = mean: that of the first of them.
 struct Suffix {
   double p, b, mean;
 };
 
 MEGALODON_DEVICE Suffix moved(const Suffix& all, double mean) {
-  return {all.p + 2 * all.b * (mean - all.mean), all.b, mean};
+  return {all.p + rounded_product(2 * all.b, mean - all.mean), all.b, mean};
 }
 
-// Those of tokens before others, with the m of the former.
+// Those of tokens before others; rounded alike wherever it is compiled.
 MEGALODON_DEVICE Suffix join(const Suffix& before, const Suffix& after) {
   return {before.p + moved(after, before.mean).p, before.b + after.b, before.mean};
 }
 
-// The sums of g and of g x^ over a token's group: a warp each.
-template <class T>
-MEGALODON_KERNEL void token_gradients(TermArgs<T> op) {
-  using A = Acc<T>;
-  const auto [row, time, g] = token_group(op);
-  if (row >= op.batch) return;
-  const Global<const T> x = token(op.x, row, time), dy = token(op.dy, row, time);
-  const std::int64_t pair = pair_index(op, row, time, g);
-  const Center<A> at = center<A>(op.statistics, pair);
-  A sum = 0, product = 0;
-  for (std::int64_t lane = lane_index(); lane < op.width; lane += kWarp) {
-    const std::int64_t c = g * op.width + lane;
-    const A gradient = rounded_product(A(read(dy[c])), op.weight ? op.weight[c] : A(1));
-    sum += gradient;
-    product += gradient * (deviation(at, A(read(x[c]))) * at.scale);
-  }
-  sum = warp_sum(sum);
-  product = warp_sum(product);
-  if (lane_index() != 0) return;
-  op.token[pair] = sum;
-  op.token[pair + 1] = product;
+MEGALODON_DEVICE Suffix suffix_of(const Link<3>& link) { return {link.part[0], link.part[1], link.part[2]}; }
+MEGALODON_DEVICE Link<3> link_of(const Suffix& suffix) { return {suffix.p, suffix.b, suffix.mean}; }
+
+MEGALODON_DEVICE Suffix read_suffix(const Shared<double>& from, int i) {
+  return {from[i * 3], from[i * 3 + 1], from[i * 3 + 2]};
+}
+MEGALODON_DEVICE void write_suffix(const Shared<double>& to, int i, const Suffix& suffix) {
+  to[i * 3] = suffix.p;
+  to[i * 3 + 1] = suffix.b;
+  to[i * 3 + 2] = suffix.mean;
 }
 
-// p and b of token j of a tile.
+// Leaves the sums of g and of g x^ of every token in memory.first and memory.second.
+template <bool kHeld, int V, class T, class A = Acc<T>>
+MEGALODON_DEVICE void sum_gradients(const GradientArgs<T>& op, const GroupTile& at,
+                                    const Rows<kHeld, V, T>& x, const Rows<kHeld, V, T>& dy,
+                                    const TileMemory<A>& memory) {
+  constexpr int N = Rows<kHeld, V, T>::kTokens;
+  A weight[V];
+  if constexpr (kHeld) load_or<V>(op, at, op.weight, at.lane * V, A(1), weight);
+#pragma unroll 1
+  for (int first = 0; first < kTeamTokens; first += N) {
+    A sum[N] = {}, product[N] = {};
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int t = token_of(at, first, j);
+      for_pairs(op, at, x, dy, first, j, [&](std::int64_t c, const A(&values)[V], const A(&gradients)[V]) {
+        if constexpr (!kHeld) load_or<V>(op, at, op.weight, c, A(1), weight);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A gradient = rounded_product(gradients[e], weight[e]);
+          sum[j] += gradient;
+          product[j] += gradient * ((values[e] - memory.mean[t] - memory.rest[t]) * memory.scale[t]);
+        }
+      });
+    }
+    team_sum(at, sum);
+    team_sum(at, product);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int t = token_of(at, first, j);
+      if (at.lane != 0 || t >= at.tokens) continue;
+      memory.first[t] = sum[j];
+      memory.second[t] = product[j];
+    }
+  }
+  block_barrier();
+}
+
+// p and b of the thread's token alone.
+template <class A>
+MEGALODON_DEVICE Suffix term_of(const GroupTile& at, const Running& running, const TileMemory<A>& memory) {
+  const int t = thread_index();
+  if (t >= at.tokens) return {0, 0, 0};
+  const double dmean = -running.scale * memory.first[t];
+  const double dvar = -0.5 * running.scale * running.scale * memory.second[t];
+  return {dmean / running.n, dvar / running.n, running.mean};
+}
+
+// Of the tile's tokens from the thread's own on.
+template <class A>
+MEGALODON_DEVICE Suffix suffix_from(Suffix all, const TileMemory<A>& memory) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int from = lane_index() + step < kWarp ? lane_index() + step : lane_index();
+    const Suffix after{warp_shuffle(all.p, from), warp_shuffle(all.b, from), warp_shuffle(all.mean, from)};
+    if (from != lane_index()) all = join(all, after);
+  }
+  if (lane_index() == 0) write_suffix(memory.warps, warp_index(), all);
+  block_barrier();
+  if (warp_index() == kTimestepWarps - 1) return all;
+  Suffix after = read_suffix(memory.warps, kTimestepWarps - 1);
+  for (int warp = kTimestepWarps - 2; warp > warp_index(); --warp) {
+    after = join(read_suffix(memory.warps, warp), after);
+  }
+  return join(all, after);
+}
+
+// p and b of the cotangents of the final state, with the mean and count of the last token.
 template <class T>
-MEGALODON_DEVICE Suffix term_of(const TermArgs<T>& op, const TileGroup& at, std::int64_t j,
-                                std::int64_t pair) {
-  const double mean = op.statistics[pair], scale = op.statistics[pair + 1];
-  const double before = static_cast<double>(op.initial_count ? op.initial_count[at.tile.sequence] : 0);
-  const double n = before + static_cast<double>(at.tile.first + j + 1);
-  const double dmean = -scale * op.token[pair], dvar = -0.5 * scale * scale * op.token[pair + 1];
+MEGALODON_DEVICE Suffix final_term(const GradientArgs<T>& op, const GroupTile& at, double mean) {
+  const std::int64_t i = at.tile.sequence * op.groups + at.g;
+  const double n = initial_count(op, at.tile.sequence) + static_cast<double>(at.sequence.length);
+  const double dmean = op.dmean ? op.dmean[i] : Acc<T>(0), dvar = op.dvar ? op.dvar[i] : Acc<T>(0);
   return {dmean / n, dvar / n, mean};
 }
 
+// Of all tokens after a tile that is not the last, from the tiles after it; by a whole warp.
 template <class T>
-MEGALODON_KERNEL void tile_terms(TermArgs<T> op) {
-  const TileGroup at = tile_group(op);
-  if (!at.exists) return;
-  Suffix all{0, 0, 0};
-  for (std::int64_t j = at.tile.tokens; j-- > 0;) all = join(term_of(op, at, j, pair_of(op, at, j)), all);
-  op.tile[at.index] = all.p;
-  op.tile[at.index + 1] = all.b;
-}
-
-// mean_t of token j of a sequence.
-template <class T>
-MEGALODON_DEVICE double mean_at(const TermArgs<T>& op, const Sequence& sequence, std::int64_t j,
-                                std::int64_t g) {
-  return op.statistics[pair_index(op, sequence.row, time_of(op.tiles.sequences, sequence, j), g)];
-}
-
-// p and b of the cotangents of the final state.
-template <class T>
-MEGALODON_DEVICE Suffix final_term(const TermArgs<T>& op, std::int64_t i, const Sequence& sequence,
-                                   std::int64_t g, double n) {
-  const double dmean = op.dmean ? op.dmean[i] : Acc<T>(0), dvar = op.dvar ? op.dvar[i] : Acc<T>(0);
-  return {dmean / n, dvar / n, mean_at(op, sequence, sequence.length - 1, g)};
+MEGALODON_DEVICE Suffix suffix_after(const GradientArgs<T>& op, const GroupTile& at) {
+  const std::int64_t size = op.tiles.size, tiles = (at.sequence.length + size - 1) / size;
+  const Link<3> after = look_back<3, 3>(
+      op.terms, at.link, -op.groups, tiles - 1 - at.tile.first / size,
+      [](const Link<3>& own, int) { return own; },
+      [](const Link<3>& all, const Link<3>& own) { return link_of(join(suffix_of(own), suffix_of(all))); });
+  return suffix_of(after);
 }
 
 template <class T>
-MEGALODON_KERNEL void carry_terms(TermArgs<T> op) {
+MEGALODON_DEVICE void write_initial_gradients(const GradientArgs<T>& op, const GroupTile& at,
+                                              const Suffix& all) {
   using A = Acc<T>;
-  const std::int64_t i = block_x() * kStatisticsThreads + thread_index();
-  if (i >= op.tiles.sequences.count * op.groups) return;
-  const std::int64_t s = i / op.groups, g = i % op.groups, size = op.tiles.size;
-  const Sequence sequence = sequence_at(op.tiles.sequences, s);
-  if (sequence.length == 0) {  // the state passes through, and so does its gradient
-    if (op.dinitial_mean) op.dinitial_mean[i] = op.dmean ? op.dmean[i] : A(0);
-    if (op.dinitial_var) op.dinitial_var[i] = op.dvar ? op.dvar[i] : A(0);
-    return;
-  }
-  const double before = static_cast<double>(op.initial_count ? op.initial_count[s] : 0);
-  Suffix all = final_term(op, i, sequence, g, before + static_cast<double>(sequence.length));
-  for (std::int64_t tile = (sequence.length + size - 1) / size; tile-- > 0;) {
-    const std::int64_t at = ((first_tile(op.tiles, s) + tile) * op.groups + g) * 2;
-    const Suffix here{op.tile[at], op.tile[at + 1], mean_at(op, sequence, tile * size, g)};
-    op.tile[at] = moved(all, here.mean).p;
-    op.tile[at + 1] = all.b;
-    all = join(here, all);
-  }
-  if (op.dinitial_mean) op.dinitial_mean[i] = static_cast<A>(before * moved(all, op.initial_mean[i]).p);
-  if (op.dinitial_var) op.dinitial_var[i] = static_cast<A>(before * all.b);
+  const std::int64_t i = at.tile.sequence * op.groups + at.g;
+  const double n = initial_count(op, at.tile.sequence);
+  if (op.dinitial_mean) op.dinitial_mean[i] = static_cast<A>(n * moved(all, op.initial_mean[i]).p);
+  if (op.dinitial_var) op.dinitial_var[i] = static_cast<A>(n * all.b);
 }
 
-// dx = r g + p / S + 2 b / S (x - mean_t), with m = mean_t.
+// The state of an empty sequence passes through, and so does its gradient.
 template <class T>
-MEGALODON_KERNEL void token_terms(TermArgs<T> op) {
-  const TileGroup at = tile_group(op);
-  if (!at.exists || at.tile.tokens == 0) return;
-  const double inverse = 1 / static_cast<double>(op.width);
-  Suffix all{op.tile[at.index], op.tile[at.index + 1], mean_at(op, at.sequence, at.tile.first, at.g)};
-  for (std::int64_t j = at.tile.tokens; j-- > 0;) {
-    const std::int64_t pair = pair_of(op, at, j);
-    all = join(term_of(op, at, j, pair), all);
-    op.token[pair] = all.p * inverse;
-    op.token[pair + 1] = 2 * all.b * inverse;
+MEGALODON_KERNEL void pass_gradients_through(GradientArgs<T> op) {
+  using A = Acc<T>;
+  const std::int64_t i = block_x() * kTimestepThreads + thread_index(), s = i / op.groups;
+  if (s >= op.tiles.sequences.count || sequence_at(op.tiles.sequences, s).length > 0) return;
+  if (op.dinitial_mean) op.dinitial_mean[i] = op.dmean ? op.dmean[i] : A(0);
+  if (op.dinitial_var) op.dinitial_var[i] = op.dvar ? op.dvar[i] : A(0);
+}
+
+// Links the tile into its chain; returns what comes from all tokens after it. `own` is that of the tile's
+// tokens from the thread's on.
+template <class T, class A = Acc<T>>
+MEGALODON_DEVICE Suffix link_terms(const GradientArgs<T>& op, const GroupTile& at, const Suffix& own,
+                                   const Running& running, const TileMemory<A>& memory) {
+  if (thread_index() == at.tokens - 1) memory.own[0] = running.mean;
+  if (thread_index() == 0 && !is_first(at) && !is_last(at)) {
+    tell(op.terms, at.link, kOwn, link_of(own));
   }
+  block_barrier();
+  if (warp_index() == 0) {
+    const Suffix after = is_last(at) ? final_term(op, at, memory.own[0]) : suffix_after(op, at);
+    if (lane_index() == 0) {
+      const Suffix all = join(own, after);
+      if (is_first(at)) {
+        write_initial_gradients(op, at, all);
+      } else {
+        tell(op.terms, at.link, kUpto, link_of(all));
+      }
+      write_suffix(memory.before, 0, after);
+    }
+  }
+  block_barrier();
+  return read_suffix(memory.before, 0);
+}
+
+// All of a block but dx and the parameters: leaves the terms of dx = r g + first + second (x - mean_t) in
+// memory.first and memory.second.
+template <bool kHeld, int V, class T, class A = Acc<T>>
+MEGALODON_DEVICE void find_terms(const GradientArgs<T>& op, const GroupTile& at, const Rows<kHeld, V, T>& x,
+                                 const Rows<kHeld, V, T>& dy, const TileMemory<A>& memory) {
+  measure_tokens(op, at, x, memory);
+  const Moments own = moments_upto(at, memory);
+  Moments before = initial_moments(op, at.tile.sequence, at.g);
+  if (!is_first(at)) {
+    const Link<2> upto = read_link<2>(op.statistics.upto, at.link - op.groups);
+    before = {count_before(op, at), upto.part[0], upto.part[1]};
+  }
+  const Running running = run_statistics(op, before, own, memory);
+  sum_gradients(op, at, x, dy, memory);
+  const Suffix from = suffix_from(term_of(at, running, memory), memory);
+  const Suffix all = join(from, link_terms(op, at, from, running, memory));
+  const double inverse = 1 / static_cast<double>(op.width);
+  memory.first[thread_index()] = all.p * inverse;
+  memory.second[thread_index()] = 2 * all.b * inverse;
+  block_barrier();
 }
 
 }  // namespace megalodon::cuda

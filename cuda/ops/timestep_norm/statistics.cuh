@@ -1,180 +1,295 @@
-// Cumulative statistics in three steps, like the scan of cema, in double. Tokens of a tile that are merged
-// before:
-//
-//   1 token_statistics   mean and variance of each token's group      a warp per token and group
-//   2 tile_statistics    of each tile's tokens                        a thread per tile and group
-//   3 carry_statistics   of all tokens before each tile               a thread per sequence and group
-//   4 running_statistics mean_t and rsqrt(var_t + eps) of each token  a thread per tile and group
+// Cumulative statistics and the normalized tokens, in one pass over x. A block has one group of a tile: it
+// measures its tokens, adds them up over the tile, takes the statistics of all tokens before from the chain
+// of tiles, and normalizes what it kept. In double from a token's mean and variance on.
 #pragma once
 
-#include "common/sequences.cuh"
-#include "common/types.cuh"
+#include "ops/timestep_norm/group_tile.cuh"
 
 namespace megalodon::cuda {
-
-inline constexpr int kStatisticsTile = 32;  // tokens
-inline constexpr int kStatisticsThreads = 128;
 
 // n tokens with this mean and sum of squared deviations of their groups' values, divided by a group's width.
 struct Moments {
   double n, mean, squares;
 };
 
-// Chan, Golub, LeVeque 1979: no cancellation, whatever the mean.
-MEGALODON_DEVICE Moments merge(const Moments& a, const Moments& b) {
-  const double n = a.n + b.n, delta = b.mean - a.mean;
-  return {n, a.mean + delta * (b.n / n), a.squares + b.squares + delta * delta * (a.n * b.n / n)};
-}
-
-template <class T>
-struct StatisticsArgs {
-  Tiles tiles;
-  Tokens<const T> x;
-  Global<double> token;  // (B, L, G, 2): mean and variance, then mean_t and rsqrt(var_t + eps)
-  Global<double> tile;   // (tiles, G, 2): mean and squares, then those of all tokens before
-  Global<const std::int64_t> initial_count;
-  Global<const Acc<T>> initial_mean, initial_var;
-  Global<std::int64_t> count;  // final state, absent in backward
-  Global<Acc<T>> mean, var;
-  std::int64_t batch, groups, width;  // D = groups width
-  double eps;
+// What merging b into a takes of their counts. With it, merging is products and sums, and a chain of merges
+// does not wait for divisions.
+struct MergeWeights {
+  double share, spread;
 };
 
-// Where the pair of a token, or of a tile, and a group lies.
-template <class Args>
-MEGALODON_DEVICE std::int64_t pair_index(const Args& op, std::int64_t row, std::int64_t time,
-                                         std::int64_t g) {
-  return ((row * op.tiles.sequences.length + time) * op.groups + g) * 2;
+MEGALODON_DEVICE MergeWeights merge_weights(double a, double b) { return {b / (a + b), a * b / (a + b)}; }
+
+// Chan, Golub, LeVeque 1979: no cancellation, whatever the mean. (mean, squares) of both, rounded alike
+// wherever it is compiled.
+MEGALODON_DEVICE Link<2> merge(const Link<2>& a, const Link<2>& b, const MergeWeights& weights) {
+  const double delta = b.part[0] - a.part[0];
+  return {a.part[0] + rounded_product(delta, weights.share),
+          a.part[1] + b.part[1] + rounded_product(rounded_product(delta, delta), weights.spread)};
+}
+
+MEGALODON_DEVICE Moments merge(const Moments& a, const Moments& b) {
+  const Link<2> all = merge({a.mean, a.squares}, {b.mean, b.squares}, merge_weights(a.n, b.n));
+  return {a.n + b.n, all.part[0], all.part[1]};
+}
+
+// The shared memory of a block.
+template <class A>
+struct TileMemory {
+  Shared<double> first, second;  // (tokens,): mean and variance; in backward then the sums of a token
+  Shared<A> mean, rest, scale;   // (tokens,): of the running statistics
+  Shared<double> warps;          // (warps, 3)
+  Shared<double> own, before;    // (3,): of the tile, and of all tiles before (backward: after) it
+  Shared<std::int32_t> ticket;
+};
+
+template <class A>
+inline constexpr std::int64_t kTileMemoryBytes =
+    2 * shared_size<double>(kTimestepThreads) + 3 * shared_size<A>(kTimestepThreads) +
+    shared_size<double>(kTimestepWarps * 3) + 2 * shared_size<double>(3) + shared_size<std::int32_t>(1);
+
+template <class A>
+MEGALODON_DEVICE TileMemory<A> take_tile_memory(SharedMemory& memory) {
+  TileMemory<A> tile;
+  tile.first = memory.take<double>(kTimestepThreads);
+  tile.second = memory.take<double>(kTimestepThreads);
+  tile.mean = memory.take<A>(kTimestepThreads);
+  tile.rest = memory.take<A>(kTimestepThreads);
+  tile.scale = memory.take<A>(kTimestepThreads);
+  tile.warps = memory.take<double>(kTimestepWarps * 3);
+  tile.own = memory.take<double>(3);
+  tile.before = memory.take<double>(3);
+  tile.ticket = memory.take<std::int32_t>(1);
+  return tile;
+}
+
+// Leaves mean and variance of every token of the tile in memory.first and memory.second. The mean first and
+// then squares of deviations, less what rounding of the mean left.
+template <bool kHeld, int V, class T, class A = Acc<T>>
+MEGALODON_DEVICE void measure_tokens(const TimestepArgs<T>& op, const GroupTile& at,
+                                     const Rows<kHeld, V, T>& x, const TileMemory<A>& memory) {
+  constexpr int N = Rows<kHeld, V, T>::kTokens;
+  const A inverse = A(1) / static_cast<A>(op.width);
+#pragma unroll 1
+  for (int first = 0; first < kTeamTokens; first += N) {
+    A mean[N] = {}, rest[N] = {}, squares[N] = {};
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      for_packs(op, at, x, first, j, [&](std::int64_t, const A(&values)[V]) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) mean[j] += values[e];
+      });
+    }
+    team_sum(at, mean);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      mean[j] *= inverse;
+      for_packs(op, at, x, first, j, [&](std::int64_t, const A(&values)[V]) {
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A deviation = values[e] - mean[j];
+          rest[j] += deviation;
+          squares[j] += deviation * deviation;
+        }
+      });
+    }
+    team_sum(at, rest);
+    team_sum(at, squares);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int t = token_of(at, first, j);
+      const A remainder = rest[j] * inverse, variance = squares[j] * inverse - remainder * remainder;
+      if (at.lane != 0 || t >= at.tokens) continue;
+      memory.first[t] = static_cast<double>(mean[j]) + static_cast<double>(remainder);
+      memory.second[t] = variance > 0 ? variance : variance * 0;
+    }
+  }
+  block_barrier();
+}
+
+// Of the tile's tokens up to the thread's own one, which is its index. Within a tile means count from the
+// first token's and squares are plain sums: that token is in every one of them, so they lose no more digits
+// than the tile has tokens.
+template <class A>
+MEGALODON_DEVICE Moments moments_upto(const GroupTile& at, const TileMemory<A>& memory) {
+  const int t = thread_index();
+  const double pivot = memory.first[0], n = t + 1, inverse = 1 / n;
+  double sum = 0, squares = 0;
+  if (t < at.tokens) {
+    sum = memory.first[t] - pivot;
+    squares = memory.second[t] + sum * sum;
+  }
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int from = lane_index() >= step ? lane_index() - step : lane_index();
+    const double sum_before = warp_shuffle(sum, from), squares_before = warp_shuffle(squares, from);
+    if (from == lane_index()) continue;
+    sum += sum_before;
+    squares += squares_before;
+  }
+  if (lane_index() == kWarp - 1) {
+    memory.warps[warp_index() * 2] = sum;
+    memory.warps[warp_index() * 2 + 1] = squares;
+  }
+  block_barrier();
+  for (int warp = 0; warp < warp_index(); ++warp) {
+    sum += memory.warps[warp * 2];
+    squares += memory.warps[warp * 2 + 1];
+  }
+  const double around = squares - sum * (sum * inverse);
+  return {n, pivot + sum * inverse, around > 0 ? around : around * 0};
 }
 
 // Statistics of tokens before the first one of this call.
 template <class T>
-MEGALODON_DEVICE Moments initial_moments(const StatisticsArgs<T>& op, std::int64_t s, std::int64_t g) {
-  const std::int64_t n = op.initial_count ? op.initial_count[s] : 0;
+MEGALODON_DEVICE Moments initial_moments(const TimestepArgs<T>& op, std::int64_t s, std::int64_t g) {
+  const double n = initial_count(op, s);
   if (n == 0) return {0, 0, 0};
   const std::int64_t i = s * op.groups + g;
-  const double count = static_cast<double>(n);
-  return {count, op.initial_mean[i], count * op.initial_var[i]};
+  return {n, op.initial_mean[i], n * op.initial_var[i]};
 }
 
-// A group of a token, of which a warp has one each.
-struct TokenGroup {
-  std::int64_t row, time, g;
+// Of all tokens before a tile that is not the first, from the tiles before it; by a whole warp.
+template <class T>
+MEGALODON_DEVICE Moments moments_before(const TimestepArgs<T>& op, const GroupTile& at) {
+  const double size = static_cast<double>(op.tiles.size);
+  const double n = count_before(op, at);
+  const auto weigh = [&](const Link<2>& own, int k) {
+    const MergeWeights weights = merge_weights(n - k * size, size);
+    return Link<4>{own.part[0], own.part[1], weights.share, weights.spread};
+  };
+  const auto join = [](const Link<2>& all, const Link<4>& own) {
+    return merge(all, {own.part[0], own.part[1]}, {own.part[2], own.part[3]});
+  };
+  const Link<2> all =
+      look_back<2, 4>(op.statistics, at.link, op.groups, at.tile.first / op.tiles.size, weigh, join);
+  return {n, all.part[0], all.part[1]};
+}
+
+template <class T>
+struct NormalizeArgs : TimestepArgs<T> {
+  Global<T> y;                 // absent in backward, which is after the chain
+  Global<std::int64_t> count;  // final state, absent in backward
+  Global<Acc<T>> mean, var;
 };
 
-template <class Args>
-MEGALODON_DEVICE TokenGroup token_group(const Args& op) {
-  const std::int64_t i = block_x() * (kStatisticsThreads / kWarp) + warp_index();
-  const std::int64_t token = i / op.groups, length = op.tiles.sequences.length;
-  return {token / length, token % length, i % op.groups};
-}
-
 template <class T>
-MEGALODON_KERNEL void token_statistics(StatisticsArgs<T> op) {
+MEGALODON_DEVICE void write_state(const NormalizeArgs<T>& op, const GroupTile& at, const Moments& all) {
   using A = Acc<T>;
-  const auto [row, time, g] = token_group(op);
-  if (row >= op.batch) return;
-  const Global<const T> x = token(op.x, row, time) + g * op.width;
-  const A inverse = A(1) / static_cast<A>(op.width);
-  A sum = 0;
-  for (std::int64_t c = lane_index(); c < op.width; c += kWarp) sum += A(read(x[c]));
-  const A mean = warp_sum(sum) * inverse;
-  A rest = 0, squares = 0;
-  for (std::int64_t c = lane_index(); c < op.width; c += kWarp) {
-    const A deviation = A(read(x[c])) - mean;
-    rest += deviation;
-    squares += deviation * deviation;
-  }
-  const A remainder = warp_sum(rest) * inverse;  // what rounding of the mean left
-  const A variance = warp_sum(squares) * inverse - remainder * remainder;
-  if (lane_index() != 0) return;
-  const std::int64_t at = pair_index(op, row, time, g);
-  op.token[at] = static_cast<double>(mean) + static_cast<double>(remainder);
-  op.token[at + 1] = variance > 0 ? variance : variance * 0;
+  const std::int64_t s = at.tile.sequence, i = s * op.groups + at.g;
+  if (at.g == 0) op.count[s] = (op.initial_count ? op.initial_count[s] : 0) + at.sequence.length;
+  op.mean[i] = static_cast<A>(all.mean);
+  op.var[i] = static_cast<A>(all.squares / all.n);
 }
 
-// A tile and a group as a thread takes them; `exists` is false past the last.
-struct TileGroup {
-  Tile tile;
-  Sequence sequence;
-  std::int64_t index, g;  // of the tile's pair; the group
-  bool exists;
+// An empty sequence returns its state as it came.
+template <class T>
+MEGALODON_KERNEL void pass_state_through(NormalizeArgs<T> op) {
+  using A = Acc<T>;
+  const std::int64_t i = block_x() * kTimestepThreads + thread_index(), s = i / op.groups;
+  if (s >= op.tiles.sequences.count || sequence_at(op.tiles.sequences, s).length > 0) return;
+  if (i % op.groups == 0) op.count[s] = op.initial_count ? op.initial_count[s] : 0;
+  op.mean[i] = op.initial_mean ? op.initial_mean[i] : A(0);
+  op.var[i] = op.initial_var ? op.initial_var[i] : A(1);
+}
+
+// Links the tile into its chain; returns the statistics of all tokens before it. `own` are those upto the
+// thread's token.
+template <class T, class A = Acc<T>>
+MEGALODON_DEVICE Moments link_statistics(const NormalizeArgs<T>& op, const GroupTile& at, const Moments& own,
+                                         const TileMemory<A>& memory) {
+  if (thread_index() == at.tokens - 1) {
+    memory.own[0] = own.mean;
+    memory.own[1] = own.squares;
+    if (!is_first(at) && !is_last(at)) tell<2>(op.statistics, at.link, kOwn, {own.mean, own.squares});
+  }
+  block_barrier();
+  if (warp_index() == 0) {
+    const Moments before =
+        is_first(at) ? initial_moments(op, at.tile.sequence, at.g) : moments_before(op, at);
+    if (lane_index() == 0) {
+      const double n = static_cast<double>(at.tokens);
+      const Moments all = merge(before, {n, memory.own[0], memory.own[1]});
+      if (!is_last(at)) tell<2>(op.statistics, at.link, kUpto, {all.mean, all.squares});
+      if (is_last(at) && op.mean) write_state(op, at, all);
+      memory.before[0] = before.mean;
+      memory.before[1] = before.squares;
+    }
+  }
+  block_barrier();
+  return {count_before(op, at), memory.before[0], memory.before[1]};
+}
+
+// Running statistics of the thread's token.
+struct Running {
+  double n, mean, scale;  // scale: rsqrt(var + eps)
 };
 
-template <class Args>
-MEGALODON_DEVICE TileGroup tile_group(const Args& op) {
-  const std::int64_t i = block_x() * kStatisticsThreads + thread_index(), tile = i / op.groups;
-  if (tile >= op.tiles.count) return {{}, {}, 0, 0, false};
-  const Tile found = tile_at(op.tiles, tile);
-  return {found, sequence_at(op.tiles.sequences, found.sequence), i * 2, i % op.groups, true};
+// Leaves the running statistics of all tokens in memory. The mean is split, so that x - mean loses nothing
+// where the mean is large.
+template <class T, class A = Acc<T>>
+MEGALODON_DEVICE Running run_statistics(const TimestepArgs<T>& op, const Moments& before, const Moments& own,
+                                        const TileMemory<A>& memory) {
+  const Moments all = merge(before, own);
+  const double scale = 1 / std::sqrt(all.squares / all.n + op.eps);
+  const A mean = static_cast<A>(all.mean);
+  memory.mean[thread_index()] = mean;
+  memory.rest[thread_index()] = static_cast<A>(all.mean - static_cast<double>(mean));
+  memory.scale[thread_index()] = static_cast<A>(scale);
+  block_barrier();
+  return {all.n, all.mean, scale};
 }
 
-// Where the pair of token j of the tile lies.
-template <class Args>
-MEGALODON_DEVICE std::int64_t pair_of(const Args& op, const TileGroup& at, std::int64_t j) {
-  const std::int64_t time = time_of(op.tiles.sequences, at.sequence, at.tile.first + j);
-  return pair_index(op, at.sequence.row, time, at.g);
+template <class T, int V, class A = Acc<T>>
+MEGALODON_DEVICE void load_affine(const TimestepArgs<T>& op, const GroupTile& at, std::int64_t c,
+                                  A (&weight)[V], A (&bias)[V]) {
+  load_or<V>(op, at, op.weight, c, A(1), weight);
+  load_or<V>(op, at, op.bias, c, A(0), bias);
 }
 
-template <class T>
-MEGALODON_KERNEL void tile_statistics(StatisticsArgs<T> op) {
-  const TileGroup at = tile_group(op);
-  if (!at.exists) return;
-  Moments all{0, 0, 0};
-  for (std::int64_t j = 0; j < at.tile.tokens; ++j) {
-    const std::int64_t pair = pair_of(op, at, j);
-    all = merge(all, {1, op.token[pair], op.token[pair + 1]});
+template <bool kHeld, int V, class T, class A = Acc<T>>
+MEGALODON_DEVICE void write_normalized(const NormalizeArgs<T>& op, const GroupTile& at,
+                                       const Rows<kHeld, V, T>& x, const TileMemory<A>& memory) {
+  constexpr int N = Rows<kHeld, V, T>::kTokens;
+  const std::int64_t dim = op.groups * op.width;
+  const Tokens<T> y{op.y, op.tiles.sequences.length * dim, dim};
+  A weight[V], bias[V];
+  if constexpr (kHeld) load_affine(op, at, at.lane * V, weight, bias);
+#pragma unroll 1
+  for (int first = 0; first < kTeamTokens; first += N) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const int t = token_of(at, first, j);
+      for_packs(op, at, x, first, j, [&](std::int64_t c, const A(&values)[V]) {
+        A normalized[V];
+        if constexpr (!kHeld) load_affine(op, at, c, weight, bias);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A deviation = values[e] - memory.mean[t] - memory.rest[t];
+          normalized[e] = deviation * memory.scale[t] * weight[e] + bias[e];
+        }
+        store<V>(group_of(op, at, y, t), c, normalized);
+      });
+    }
   }
-  op.tile[at.index] = all.mean;
-  op.tile[at.index + 1] = all.squares;
 }
 
-template <class T>
-MEGALODON_DEVICE void write_state(const StatisticsArgs<T>& op, std::int64_t s, std::int64_t g,
-                                  const Moments& all, std::int64_t tokens) {
+template <bool kHeld, int V, class T>
+MEGALODON_KERNEL MEGALODON_RESIDENT(kTimestepThreads,
+                                    kNormalizeBlocks<kHeld>) void normalize(NormalizeArgs<T> op) {
   using A = Acc<T>;
-  const std::int64_t i = s * op.groups + g, before = op.initial_count ? op.initial_count[s] : 0;
-  if (g == 0) op.count[s] = before + tokens;
-  if (tokens > 0) {
-    op.mean[i] = static_cast<A>(all.mean);
-    op.var[i] = static_cast<A>(all.squares / all.n);
-  } else {  // an empty sequence returns its state as it came
-    op.mean[i] = op.initial_mean ? op.initial_mean[i] : A(0);
-    op.var[i] = op.initial_var ? op.initial_var[i] : A(1);
-  }
-}
-
-template <class T>
-MEGALODON_KERNEL void carry_statistics(StatisticsArgs<T> op) {
-  const std::int64_t i = block_x() * kStatisticsThreads + thread_index();
-  if (i >= op.tiles.sequences.count * op.groups) return;
-  const std::int64_t s = i / op.groups, g = i % op.groups;
-  Moments all = initial_moments(op, s, g);
-  const std::int64_t length = sequence_at(op.tiles.sequences, s).length, size = op.tiles.size;
-  std::int64_t at = (first_tile(op.tiles, s) * op.groups + g) * 2;
-  for (std::int64_t first = 0; first < length; first += size, at += op.groups * 2) {
-    const double tokens = static_cast<double>(length - first < size ? length - first : size);
-    const Moments tile{tokens, op.tile[at], op.tile[at + 1]};
-    op.tile[at] = all.mean;
-    op.tile[at + 1] = all.squares;
-    all = merge(all, tile);
-  }
-  if (op.mean) write_state(op, s, g, all, length);
-}
-
-template <class T>
-MEGALODON_KERNEL void running_statistics(StatisticsArgs<T> op) {
-  const TileGroup at = tile_group(op);
-  if (!at.exists || at.tile.tokens == 0) return;
-  Moments all{0, op.tile[at.index], op.tile[at.index + 1]};
-  all.n = static_cast<double>(op.initial_count ? op.initial_count[at.tile.sequence] : 0) +
-          static_cast<double>(at.tile.first);
-  for (std::int64_t j = 0; j < at.tile.tokens; ++j) {
-    const std::int64_t pair = pair_of(op, at, j);
-    all = merge(all, {1, op.token[pair], op.token[pair + 1]});
-    op.token[pair] = all.mean;
-    op.token[pair + 1] = 1 / std::sqrt(all.squares / all.n + op.eps);
-  }
+  SharedMemory shared;
+  const TileMemory<A> memory = take_tile_memory<A>(shared);
+  const GroupTile at = group_tile(op, block_ticket(op.statistics, memory.ticket));
+  if (at.tokens == 0) return;
+  const auto x = take_rows<kHeld, V>(shared, op.x);
+  keep(op, at, x, fetch(op, at, x));
+  measure_tokens(op, at, x, memory);
+  const Moments own = moments_upto(at, memory);
+  const Moments before = link_statistics(op, at, own, memory);
+  if (!op.y) return;
+  run_statistics(op, before, own, memory);
+  write_normalized(op, at, x, memory);
 }
 
 }  // namespace megalodon::cuda

@@ -1,62 +1,11 @@
 #include "common/column_sums.cuh"
 #include "common/width.cuh"
 #include "ops/operators.h"
-#include "ops/timestep_norm/apply.cuh"
-#include "ops/timestep_norm/backward.cuh"
+#include "ops/timestep_norm/gradients.cuh"
 #include "ops/timestep_norm/statistics.cuh"
 
 namespace megalodon::cuda {
 namespace {
-
-constexpr std::int64_t kTokenBlocks = 2048;  // whose blocks walk tokens
-constexpr std::int64_t kMostParts = 512;     // of sums of parameters' gradients
-constexpr std::int64_t kWarps = kStatisticsThreads / kWarp;
-
-std::int64_t pairs(std::int64_t rows, const TimestepNormShape& shape) { return rows * shape.groups * 2; }
-
-// Queues the four steps; statistics.token then holds mean_t and rsqrt(var_t + eps).
-template <class T>
-StatisticsArgs<T> find_statistics(const TimestepNorm& op, const TimestepNormShape& shape, Run& run,
-                                  const TimestepNormForward* forward) {
-  using A = Acc<T>;
-  StatisticsArgs<T> args{.tiles = divide(run, resolve(run, op.sequence, shape), kStatisticsTile),
-                         .x = tokens<const T>(op.x, "x"),
-                         .initial_count = elements<const std::int64_t>(op.initial_count, "initial_count"),
-                         .initial_mean = elements<const A>(op.initial_mean, "initial_mean"),
-                         .initial_var = elements<const A>(op.initial_var, "initial_var"),
-                         .batch = shape.batch,
-                         .groups = shape.groups,
-                         .width = shape.dim / shape.groups,
-                         .eps = op.eps};
-  if (forward != nullptr) {
-    args.count = elements<std::int64_t>(forward->count, "count");
-    args.mean = elements<A>(forward->mean, "mean");
-    args.var = elements<A>(forward->var, "var");
-  }
-  args.token = run.workspace<double>(pairs(shape.batch * shape.length, shape));
-  args.tile = run.workspace<double>(pairs(args.tiles.count, shape));
-  const Blocks tile_blocks{divide_up(args.tiles.count * shape.groups, kStatisticsThreads)};
-  run.launch(token_statistics<T>, {divide_up(shape.batch * shape.length * shape.groups, kWarps)},
-             kStatisticsThreads, 0, args);
-  run.launch(tile_statistics<T>, tile_blocks, kStatisticsThreads, 0, args);
-  run.launch(carry_statistics<T>, {divide_up(shape.count * shape.groups, kStatisticsThreads)},
-             kStatisticsThreads, 0, args);
-  run.launch(running_statistics<T>, tile_blocks, kStatisticsThreads, 0, args);
-  return args;
-}
-
-template <class T>
-ApplyArgs<T> apply_args(const TimestepNorm& op, const TimestepNormShape& shape, Global<double> statistics) {
-  return {.x = tokens<const T>(op.x, "x"),
-          .weight = elements<const Acc<T>>(op.weight, "weight"),
-          .bias = elements<const Acc<T>>(op.bias, "bias"),
-          .padding = elements<const std::uint8_t>(op.sequence.padding_mask, "padding_mask"),
-          .statistics = statistics,
-          .batch = shape.batch,
-          .length = shape.length,
-          .groups = shape.groups,
-          .width = shape.dim / shape.groups};
-}
 
 // V channels lie in one group, and every token starts where V of them may be accessed as one.
 bool wide_tokens(int width, const TimestepNormShape& shape, std::initializer_list<const Tensor*> tokens) {
@@ -66,37 +15,56 @@ bool wide_tokens(int width, const TimestepNormShape& shape, std::initializer_lis
   return shape.dim / shape.groups % width == 0 && aligned(width, tokens);
 }
 
-std::int64_t column_blocks(std::int64_t dim, int width) {
-  return divide_up(dim, std::int64_t{width} * kApplyThreads);
+// Calls f with the elements per access, and whether a team keeps its tokens in registers.
+template <class T, class F>
+void with_rows(const TimestepNormShape& shape, bool wide, const F& f) {
+  const std::int64_t width = shape.dim / shape.groups;
+  with_width<T>(wide, [&](auto vector) {
+    if (team_of(width, vector) * vector >= width) {
+      f(vector, std::true_type{});
+    } else {
+      f(vector, std::false_type{});
+    }
+  });
 }
 
 template <class T>
-void find_terms(const TimestepNormBackward& op, const TimestepNormShape& shape, Run& run,
-                const StatisticsArgs<T>& statistics, Global<double> token) {
+TimestepArgs<T> common_args(const TimestepNorm& op, const TimestepNormShape& shape, int vector, Run& run) {
   using A = Acc<T>;
-  TermArgs<T> args{.tiles = statistics.tiles,
-                   .x = statistics.x,
-                   .dy = tokens<const T>(op.dy, "dy"),
-                   .weight = elements<const A>(op.weight, "weight"),
-                   .statistics = statistics.token,
-                   .token = token,
-                   .tile = statistics.tile,
-                   .initial_count = statistics.initial_count,
-                   .initial_mean = statistics.initial_mean,
-                   .dmean = elements<const A>(op.dmean, "dmean"),
-                   .dvar = elements<const A>(op.dvar, "dvar"),
-                   .dinitial_mean = elements<A>(op.dinitial_mean, "dinitial_mean"),
-                   .dinitial_var = elements<A>(op.dinitial_var, "dinitial_var"),
-                   .batch = shape.batch,
-                   .groups = shape.groups,
-                   .width = shape.dim / shape.groups};
-  const Blocks tile_blocks{divide_up(args.tiles.count * shape.groups, kStatisticsThreads)};
-  run.launch(token_gradients<T>, {divide_up(shape.batch * shape.length * shape.groups, kWarps)},
-             kStatisticsThreads, 0, args);
-  run.launch(tile_terms<T>, tile_blocks, kStatisticsThreads, 0, args);
-  run.launch(carry_terms<T>, {divide_up(shape.count * shape.groups, kStatisticsThreads)}, kStatisticsThreads,
-             0, args);
-  run.launch(token_terms<T>, tile_blocks, kStatisticsThreads, 0, args);
+  TimestepArgs<T> args{.x = tokens<const T>(op.x, "x"),
+                       .weight = elements<const A>(op.weight, "weight"),
+                       .bias = elements<const A>(op.bias, "bias"),
+                       .initial_count = elements<const std::int64_t>(op.initial_count, "initial_count"),
+                       .initial_mean = elements<const A>(op.initial_mean, "initial_mean"),
+                       .initial_var = elements<const A>(op.initial_var, "initial_var"),
+                       .groups = shape.groups,
+                       .width = shape.dim / shape.groups,
+                       .team = team_of(shape.dim / shape.groups, vector),
+                       .eps = op.eps};
+  args.tiles = divide(run, resolve(run, op.sequence, shape), tile_tokens(args.team));
+  return args;
+}
+
+// A block for every tile and group.
+template <class T>
+Blocks links_of(const TimestepArgs<T>& args) {
+  return {args.tiles.count * args.groups};
+}
+
+// Whether a sequence may have more than one tile.
+template <class T>
+bool has_chains(const TimestepArgs<T>& args) {
+  return args.tiles.sequences.length > args.tiles.size;
+}
+
+template <class T>
+bool may_be_empty(const TimestepArgs<T>& args) {
+  return args.tiles.sequences.offsets || args.tiles.sequences.lengths;
+}
+
+template <class T>
+Blocks states_of(const TimestepArgs<T>& args) {
+  return {divide_up(args.tiles.sequences.count * args.groups, kTimestepThreads)};
 }
 
 }  // namespace
@@ -104,15 +72,21 @@ void find_terms(const TimestepNormBackward& op, const TimestepNormShape& shape, 
 void timestep_norm_forward(const TimestepNormForward& op, const TimestepNormShape& shape, Run& run) {
   with_storage(op.x.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
-    const StatisticsArgs<T> statistics = find_statistics<T>(op, shape, run, &op);
-    ApplyArgs<T> args = apply_args<T>(op, shape, statistics.token);
-    args.out = elements<T>(op.y, "y");
+    using A = Acc<T>;
     const bool wide =
         wide_tokens(kWidest<T>, shape, {&op.x, &op.y}) && aligned(kWidest<T>, {&op.weight, &op.bias});
-    with_width<T>(wide, [&](auto width) {
-      const std::int64_t blocks = std::min(shape.batch * shape.length, kTokenBlocks);
-      run.launch(normalize<width, T>, {blocks, column_blocks(shape.dim, width)}, kApplyThreads, 0, args);
+    with_rows<T>(shape, wide, [&](auto vector, auto held) {
+      NormalizeArgs<T> args{common_args<T>(op, shape, vector, run), elements<T>(op.y, "y"),
+                            elements<std::int64_t>(op.count, "count"), elements<A>(op.mean, "mean"),
+                            elements<A>(op.var, "var")};
+      if (has_chains(args)) args.statistics = make_chain<2>(run, links_of(args).x);
+      run.launch(normalize<held, vector, T>, links_of(args), kTimestepThreads,
+                 kTileMemoryBytes<A> + kRowsBytes<held, vector, T>, args);
+      if (may_be_empty(args)) {
+        run.launch(pass_state_through<T>, states_of(args), kTimestepThreads, 0, args);
+      }
     });
+    clear_padding(run, op.sequence, elements<T>(op.y, "y"), shape.dim);
   });
 }
 
@@ -120,24 +94,34 @@ void timestep_norm_backward(const TimestepNormBackward& op, const TimestepNormSh
   with_storage(op.x.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
     using A = Acc<T>;
-    const StatisticsArgs<T> statistics = find_statistics<T>(op, shape, run, nullptr);
-    const Global<double> terms = run.workspace<double>(pairs(shape.batch * shape.length, shape));
-    find_terms(op, shape, run, statistics, terms);
-
-    const std::int64_t parts = std::min(shape.batch * shape.length, kMostParts);
-    ApplyArgs<T> args = apply_args<T>(op, shape, statistics.token);
-    args.dy = tokens<const T>(op.dy, "dy");
-    args.out = elements<T>(op.dx, "dx");
-    args.terms = terms;
-    if (op.dweight.defined()) args.dweight = run.workspace<A>(parts * shape.dim);
-    if (op.dbias.defined()) args.dbias = run.workspace<A>(parts * shape.dim);
     const bool wide =
         wide_tokens(kWidest<T>, shape, {&op.x, &op.dy, &op.dx}) && aligned(kWidest<T>, {&op.weight});
-    with_width<T>(wide, [&](auto width) {
-      run.launch(write_gradients<width, T>, {parts, column_blocks(shape.dim, width)}, kApplyThreads, 0, args);
+    with_rows<T>(shape, wide, [&](auto vector, auto held) {
+      GradientArgs<T> args{common_args<T>(op, shape, vector, run)};
+      const std::int64_t links = links_of(args).x, parts = args.tiles.count;
+      if (has_chains(args)) {
+        args.statistics = make_chain<2>(run, links);
+        args.terms = make_chain<3>(run, links);
+        run.launch(normalize<held, vector, T>, {links}, kTimestepThreads,
+                   kTileMemoryBytes<A> + kRowsBytes<held, vector, T>, NormalizeArgs<T>{args});
+      }
+      args.dy = tokens<const T>(op.dy, "dy");
+      args.dmean = elements<const A>(op.dmean, "dmean");
+      args.dvar = elements<const A>(op.dvar, "dvar");
+      args.dx = elements<T>(op.dx, "dx");
+      args.dinitial_mean = elements<A>(op.dinitial_mean, "dinitial_mean");
+      args.dinitial_var = elements<A>(op.dinitial_var, "dinitial_var");
+      if (op.dweight.defined()) args.dweight = run.workspace<A>(parts * shape.dim);
+      if (op.dbias.defined()) args.dbias = run.workspace<A>(parts * shape.dim);
+      run.launch(differentiate<held, vector, T>, {links}, kTimestepThreads,
+                 kTileMemoryBytes<A> + 2 * kRowsBytes<held, vector, T>, args);
+      if (may_be_empty(args)) {
+        run.launch(pass_gradients_through<T>, states_of(args), kTimestepThreads, 0, args);
+      }
+      finish_columns<A>(run, args.dweight, elements<A>(op.dweight, "dweight"), parts, shape.dim);
+      finish_columns<A>(run, args.dbias, elements<A>(op.dbias, "dbias"), parts, shape.dim);
     });
-    finish_columns<A>(run, args.dweight, elements<A>(op.dweight, "dweight"), parts, shape.dim);
-    finish_columns<A>(run, args.dbias, elements<A>(op.dbias, "dbias"), parts, shape.dim);
+    clear_padding(run, op.sequence, elements<T>(op.dx, "dx"), shape.dim);
   });
 }
 
