@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from calls import ACTIVATIONS, STATES, Tokens, cotangents, example
+from calls import ACTIVATIONS, STATES, Call, Tokens, cotangents, example
 from frontends import REFERENCE, TORCH, to_numpy
 from megalodon_core import ops
 from reference.philox import dropped, philox4x32
-from tolerance import assert_bitwise_equal, assert_close
+from tolerance import assert_all_close, assert_bitwise_equal, assert_close
 from torch import Tensor
+
+RTOL = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 both = pytest.mark.parametrize("op", ["chunk_attention", "normalized_attention"])
 
@@ -224,6 +226,44 @@ def piece_of(begin: int, count: int, packed: bool):
     if not packed:
         return lambda x: x[:, begin : begin + count]
     return lambda x: torch.cat([x[:, start + begin : start + begin + count] for start in (0, 11)], dim=1)
+
+
+FILLED = (0, 1, 63, 64, 65, 128, 148, 149)
+
+
+def one_token(op: str, dtype: torch.dtype, filled: tuple[int, ...], tokens: Tokens, **sizes) -> Call:
+    """A call of one token after a state that holds so many keys of a chunk of 150, in memory for 149."""
+    call = example(op, dtype, tokens=tokens, chunk_size=150, capacity=149, **sizes)
+    length = torch.tensor(filled)
+    empty = (torch.arange(149) >= length[:, None])[..., None, None]
+    states = {name: torch.randn_like(call.inputs[name]) for name in ("initial_k", "initial_v")}
+    states = {name: x.masked_fill(empty, 0) for name, x in states.items()}
+    return call.with_inputs(**states).with_options(initial_length=length)
+
+
+@both
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dims", [(4, 6), (12, 40)], ids=str)
+def test_one_token_after_any_number_of_keys(op, frontend, dtype, dims, dropout):
+    """The last row fills its chunk, so its state is empty afterwards."""
+    sizes = {"key_dim": dims[0], "value_dim": dims[1], "dropout_p": dropout}
+    call = one_token(op, dtype, FILLED, Tokens(len(FILLED), 1), **sizes)
+    expected, result = REFERENCE.forward(call), frontend.forward(call)
+    assert_all_close(result, expected, RTOL[dtype])
+    memory = call.with_state({name: x.clone() for name, x in call.state().items()})
+    donated = frontend.forward(memory.with_options(donate_state=True))
+    assert_bitwise_equal(donated, result)
+    assert donated["k"].data_ptr() == memory.inputs["initial_k"].data_ptr()
+
+
+@both
+def test_one_token_of_some_rows(op, frontend, dtype):
+    """A padded row keeps its state, whatever stands there, and so does an empty document."""
+    call = one_token(op, dtype, (64, 149, 149), Tokens(3, 1))
+    call = call.with_options(padding_mask=torch.tensor([[True], [True], [False]]))
+    assert_all_close(frontend.forward(call), REFERENCE.forward(call), RTOL[dtype])
+    call = one_token(op, dtype, (64, 149, 0), Tokens(documents=(0, 1, 0)))
+    assert_all_close(frontend.forward(call), REFERENCE.forward(call), RTOL[dtype])
 
 
 @both

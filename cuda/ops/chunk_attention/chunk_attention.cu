@@ -1,5 +1,7 @@
 #include "common/column_sums.cuh"
+#include "common/width.cuh"
 #include "ops/chunk_attention/backward.cuh"
+#include "ops/chunk_attention/decode.cuh"
 #include "ops/chunk_attention/forward.cuh"
 #include "ops/chunk_attention/rotary.cuh"
 #include "ops/operators.h"
@@ -140,6 +142,13 @@ AttentionArgs<T, Acc<T>> normalized_args(const NormalizedAttention& op, const At
 }
 
 template <class T>
+void normalized_forward(const NormalizedAttentionForward& op, const AttentionShape& shape, Run& run) {
+  const Sequences sequences = resolve(run, op.sequence, shape);
+  const RotaryArgs<T> rotary = rotated<T>(op, shape, sequences, run);
+  forward(op, shape, normalized_args<T>(op, shape, sequences, rotary), run, op.sequence);
+}
+
+template <class T>
 void normalized_backward(const NormalizedAttentionBackward& op, const AttentionShape& shape, Run& run) {
   using A = Acc<T>;
   const Sequences sequences = resolve(run, op.sequence, shape);
@@ -165,12 +174,55 @@ void normalized_backward(const NormalizedAttentionBackward& op, const AttentionS
   clear_padding(run, op.sequence, elements<T>(op.dv, "dv"), shape.heads * shape.value_dim);
 }
 
+// What a decoded token needs of either operator.
+template <class T>
+DecodeArgs<T> decode_args(const Attention& op, const AttentionOutputs& out, const AttentionShape& shape,
+                          Run& run) {
+  using A = Acc<T>;
+  const std::int64_t final_capacity = out.final_k.size(1);  // a donated state may have more than it needs
+  const bool donated = op.initial_k.defined() && out.final_k.data == op.initial_k.data;
+  return {
+      .sequences = resolve(run, op.sequence, shape),
+      .v = heads<const T>(op.v, "v"),
+      .initial_length = elements<const std::int64_t>(op.initial_length, "initial_length"),
+      .keys = {elements<const A>(op.initial_k, "initial_k"), elements<A>(out.final_k, "k"), shape.key_dim},
+      .values = {elements<const A>(op.initial_v, "initial_v"), elements<A>(out.final_v, "v"),
+                 shape.value_dim},
+      .final_length = elements<std::int64_t>(out.final_length, "length"),
+      .y = heads<T>(out.y, "y"),
+      .head_count = shape.heads,
+      .capacity = shape.initial_capacity,
+      .final_capacity = final_capacity,
+      .chunk = op.chunk_size,
+      .slices = divide_up(std::max(shape.initial_capacity + 1, final_capacity), kSliceKeys),
+      .in_place = donated && out.final_k.numel() > 0,
+      .threshold = math::dropout_threshold(op.dropout_p),
+      .seed_low = static_cast<std::uint32_t>(op.seed),
+      .seed_high = static_cast<std::uint32_t>(op.seed >> 32)};
+}
+
+// One token per sequence.
+template <class T>
+void decode(const Attention& op, const AttentionOutputs& out, const AttentionShape& shape,
+            const DecodeArgs<T>& args, Run& run) {
+  constexpr int width = kWidest<Acc<T>>;
+  const bool wide = shape.key_dim % width == 0 && shape.value_dim % width == 0 &&
+                    aligned(width, {&op.initial_k, &op.initial_v, &out.final_k, &out.final_v});
+  with_width<Acc<T>>(wide, [&](auto vector) { run_decode<vector>(run, args); });
+  clear_padding(run, op.sequence, args.y.data, shape.heads * shape.value_dim);
+}
+
 }  // namespace
 
 void chunk_attention_forward(const ChunkAttentionForward& op, const AttentionShape& shape, Run& run) {
   with_storage(op.v.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
-    forward(op, shape, plain_args<T>(op, shape, run), run, op.sequence);
+    if (shape.length > 1) return forward(op, shape, plain_args<T>(op, shape, run), run, op.sequence);
+    DecodeArgs<T> args = decode_args<T>(op, op, shape, run);
+    args.q = heads<const T>(op.q, "q");
+    args.k = heads<const T>(op.k, "k");
+    args.scale = static_cast<Acc<T>>(op.scale);
+    decode(op, op, shape, args, run);
   });
 }
 
@@ -190,9 +242,15 @@ void normalized_attention_forward(const NormalizedAttentionForward& op, const At
                                   Run& run) {
   with_storage(op.v.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
-    const Sequences sequences = resolve(run, op.sequence, shape);
-    const RotaryArgs<T> rotary = rotated<T>(op, shape, sequences, run);
-    forward(op, shape, normalized_args<T>(op, shape, sequences, rotary), run, op.sequence);
+    if (shape.length > 1) return normalized_forward<T>(op, shape, run);
+    DecodeArgs<T> args = decode_args<T>(op, op, shape, run);
+    args.q = heads<const T>(op.z, "z");
+    args.gamma = elements<const Acc<T>>(op.gamma, "gamma");
+    args.beta = elements<const Acc<T>>(op.beta, "beta");
+    args.base = op.rope_base;
+    args.eps = static_cast<Acc<T>>(op.eps);
+    args.scale = 1;
+    decode(op, op, shape, args, run);
   });
 }
 
