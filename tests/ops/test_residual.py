@@ -7,6 +7,8 @@ from calls import cotangents, example
 from frontends import REFERENCE
 from tolerance import GOLDEN, assert_all_close, relative_error
 
+RTOL = {torch.float64: GOLDEN, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
 norms = pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "add_layer_norm"])
 
 
@@ -22,6 +24,17 @@ def test_rows_of_zeros(op, frontend, dtype, affine):
     rtol = 8 * torch.finfo(dtype).eps
     assert_all_close(result.outputs, expected.outputs, rtol)
     assert_all_close(result.gradients, expected.gradients, rtol)
+
+
+@norms
+@pytest.mark.parametrize("dim", [64, 600, 4096, 9000, 9001])
+def test_rows_of_any_length(op, frontend, dtype, dim):
+    """From one that a few lanes hold to one that no block does, and more rows than a block has."""
+    call = example(op, dtype, shape=(5, dim))
+    drawn = cotangents(frontend.forward(call))
+    result, expected = frontend.run(call, drawn), REFERENCE.run(call, drawn)
+    assert_all_close(result.outputs, expected.outputs, RTOL[dtype])
+    assert_all_close(result.gradients, expected.gradients, RTOL[dtype])
 
 
 @norms

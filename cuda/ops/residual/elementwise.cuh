@@ -70,6 +70,7 @@ MEGALODON_DEVICE void for_rows(const TwoHopArgs<T>& op, std::int64_t c, const F&
 #pragma unroll
   for (int e = 0; e < V; ++e) alpha[e] = 1;
   if (op.alpha) load<V>(op.alpha, c, alpha);
+#pragma unroll 2
   for (std::int64_t row = block_x(); row < op.rows; row += blocks_x()) f(row * op.dim + c, alpha);
 }
 

@@ -2,13 +2,15 @@
 #include "common/width.cuh"
 #include "ops/operators.h"
 #include "ops/residual/elementwise.cuh"
-#include "ops/residual/norm.cuh"
+#include "ops/residual/norm_backward.cuh"
 
 namespace megalodon::cuda {
 namespace {
 
-constexpr std::int64_t kMostParts = 512;   // of sums of parameters' gradients
-constexpr std::int64_t kRowBlocks = 4096;  // of kernels whose blocks walk rows
+// Of kernels whose blocks walk rows. Those that leave sums of parameters' gradients have 1024 threads for
+// each of 132 multiprocessors: fewer would leave some idle, more would write more sums.
+constexpr std::int64_t kRowBlocks = 4096;
+constexpr std::int64_t kSummingThreads = 132 * 1024;
 
 template <class T>
 NormArgs<T> args_of(const Norm& op, const RowShape& shape) {
@@ -18,21 +20,30 @@ NormArgs<T> args_of(const Norm& op, const RowShape& shape) {
           .bias = elements<const Acc<T>>(op.bias, "bias"),
           .rows = shape.rows,
           .dim = shape.dim,
+          .center = op.center,
           .eps = static_cast<Acc<T>>(op.eps)};
 }
 
-// f(T, whether to centre, V).
-template <class F>
+// Warps of a team whose lanes have up to `packs` accesses of V elements to a row, if a block has that many.
+int warps_of(std::int64_t dim, int width, int packs) {
+  int warps = 1;
+  while (warps < kMostRowWarps && std::int64_t{warps} * kWarp * packs * width < dim) warps *= 2;
+  return warps;
+}
+
+// f(storage, accesses that a lane keeps: kPacks or 0, V, warps of a team).
+template <int kPacks, class F>
 void with_norm(const Norm& op, const RowShape& shape, const Tensor& out, const Tensor& dy, const F& f) {
   with_storage(op.x.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
     const bool wide = shape.dim % kWidest<T> == 0 &&
                       aligned(kWidest<T>, {&op.x, &op.residual, &op.weight, &op.bias, &out, &dy});
     with_width<T>(wide, [&](auto width) {
-      if (op.center) {
-        f(storage, std::true_type{}, width);
+      const int warps = warps_of(shape.dim, width, kPacks);
+      if (std::int64_t{warps} * kWarp * kPacks * width >= shape.dim) {
+        f(storage, std::integral_constant<int, kPacks>{}, width, warps);
       } else {
-        f(storage, std::false_type{}, width);
+        f(storage, std::integral_constant<int, 0>{}, width, warps);
       }
     });
   });
@@ -61,31 +72,35 @@ std::int64_t element_blocks(std::int64_t count, int width) {
 
 void norm_forward(const NormForward& op, const RowShape& shape, Run& run) {
   if (shape.rows == 0) return;
-  with_norm(op, shape, op.y, {}, [&](auto* storage, auto center, auto width) {
+  with_norm<kForwardPacks>(op, shape, op.y, {}, [&](auto* storage, auto packs, auto width, int warps) {
     using T = std::remove_pointer_t<decltype(storage)>;
+    const int block = std::max(warps, kBlockWarps);
     NormArgs<T> args = args_of<T>(op, shape);
     args.out = elements<T>(op.y, "y");
-    run.launch(norm_forward_kernel<center, width, T>, {divide_up(shape.rows, kNormWarps)}, kNormWarps * kWarp,
-               0, args);
+    args.warps = warps;
+    run.launch(norm_forward_kernel<packs, width, T>, {divide_up(shape.rows, block / warps)}, block * kWarp,
+               shared_size<Acc<T>>(kMostRowWarps * 2), args);
   });
 }
 
 void norm_backward(const NormBackward& op, const RowShape& shape, Run& run) {
-  with_norm(op, shape, op.dx, op.dy, [&](auto* storage, auto center, auto width) {
+  with_norm<kBackwardPacks>(op, shape, op.dx, op.dy, [&](auto* storage, auto packs, auto width, int warps) {
     using T = std::remove_pointer_t<decltype(storage)>;
     using A = Acc<T>;
-    const std::int64_t parts = std::min(divide_up(shape.rows, kNormWarps), kMostParts);
+    const int block = std::max(warps, kBlockWarps), teams = block / warps;
+    const std::int64_t blocks = std::min(divide_up(shape.rows, teams), kSummingThreads / (block * kWarp));
     NormArgs<T> args = args_of<T>(op, shape);
     args.dy = elements<const T>(op.dy, "dy");
     args.out = elements<T>(op.dx, "dx");
-    if (op.dweight.defined()) args.dweight = run.workspace<A>(parts * shape.dim);
-    if (op.dbias.defined()) args.dbias = run.workspace<A>(parts * shape.dim);
-    if (parts > 0) {
-      run.launch(norm_backward_kernel<center, width, T>, {parts}, kNormWarps * kWarp,
-                 shared_size<RowStatistics<A>>(kNormWarps), args);
+    args.warps = warps;
+    if (op.dweight.defined()) args.dweight = run.workspace<A>(blocks * teams * shape.dim);
+    if (op.dbias.defined()) args.dbias = run.workspace<A>(blocks * teams * shape.dim);
+    if (blocks > 0) {
+      run.launch(norm_backward_kernel<packs, width, T>, {blocks}, block * kWarp,
+                 shared_size<A>(kMostRowWarps * 2), args);
     }
-    finish_columns<A>(run, args.dweight, elements<A>(op.dweight, "dweight"), parts, shape.dim);
-    finish_columns<A>(run, args.dbias, elements<A>(op.dbias, "dbias"), parts, shape.dim);
+    finish_columns<A>(run, args.dweight, elements<A>(op.dweight, "dweight"), blocks * teams, shape.dim);
+    finish_columns<A>(run, args.dbias, elements<A>(op.dbias, "dbias"), blocks * teams, shape.dim);
   });
 }
 
@@ -141,19 +156,21 @@ void two_hop_residual_backward(const TwoHopResidualBackward& op, const RowShape&
   with_storage(op.branch.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
     using A = Acc<T>;
-    const std::int64_t parts = std::min(shape.rows, op.dalpha.defined() ? kMostParts : kRowBlocks);
     TwoHopArgs<T> args = args_of<T>(op, shape);
     args.dy = elements<const T>(op.dy, "dy");
     args.out = elements<T>(op.dbranch, "dbranch");
-    if (op.dalpha.defined()) args.dalpha = run.workspace<A>(parts * shape.dim);
     const bool wide =
         shape.dim % kWidest<T> == 0 && aligned(kWidest<T>, {&op.branch, &op.dy, &op.alpha, &op.dbranch});
     with_width<T>(wide, [&](auto width) {
-      if (parts == 0) return;
-      run.launch(two_hop_backward_kernel<width, T>, {parts, element_blocks(shape.dim, width)},
-                 kElementThreads, 0, args);
+      const std::int64_t columns = element_blocks(shape.dim, width);
+      const std::int64_t walkers = std::max<std::int64_t>(kSummingThreads / kElementThreads / columns, 1);
+      const std::int64_t parts = std::min(shape.rows, op.dalpha.defined() ? walkers : kRowBlocks);
+      if (op.dalpha.defined()) args.dalpha = run.workspace<A>(parts * shape.dim);
+      if (parts > 0) {
+        run.launch(two_hop_backward_kernel<width, T>, {parts, columns}, kElementThreads, 0, args);
+      }
+      finish_columns<A>(run, args.dalpha, elements<A>(op.dalpha, "dalpha"), parts, shape.dim);
     });
-    finish_columns<A>(run, args.dalpha, elements<A>(op.dalpha, "dalpha"), parts, shape.dim);
   });
 }
 
