@@ -9,8 +9,6 @@
 #else
 
 #define MEGALODON_KERNEL __global__
-// A kernel of blocks of so many threads, one of which at least must find its registers.
-#define MEGALODON_KERNEL_OF(threads) __global__ void __launch_bounds__(threads)
 // After MEGALODON_KERNEL: registers are dealt out so that this many blocks of so many threads fit on a
 // multiprocessor.
 #define MEGALODON_RESIDENT(threads, blocks) __launch_bounds__(threads, blocks)

@@ -10,7 +10,6 @@
 #include "simt/interpreter.h"
 
 #define MEGALODON_KERNEL inline
-#define MEGALODON_KERNEL_OF(threads) inline void
 #define MEGALODON_RESIDENT(threads, blocks)
 #define MEGALODON_DEVICE static inline
 

@@ -281,8 +281,7 @@ MEGALODON_DEVICE Carrier begin_channel(const GradientArgs<T>& op, const Strand& 
 }
 
 template <bool kWide, class T>
-MEGALODON_KERNEL_OF(kMomentThreads)
-cema_moments(GradientArgs<T> op) {
+MEGALODON_KERNEL MEGALODON_RESIDENT(kMomentThreads, 1) void cema_moments(GradientArgs<T> op) {
   SharedMemory memory;
   const Shared<T> x = memory.take<T>(kStageElements<kMomentChannels>),
                   dy = memory.take<T>(kStageElements<kMomentChannels>);

@@ -147,8 +147,7 @@ MEGALODON_DEVICE void pass_states(const StrandArgs<T>& op, const Strand& strand,
 }
 
 template <bool kWide, class T>
-MEGALODON_KERNEL_OF(kStrandThreads)
-cema_strand(StrandArgs<T> op) {
+MEGALODON_KERNEL MEGALODON_RESIDENT(kStrandThreads, 1) void cema_strand(StrandArgs<T> op) {
   SharedMemory memory;
   const Shared<T> stage = memory.take<T>(kStageElements<kStrandChannels>),
                   copied = memory.take<T>(kStrandChannels * kStageTokens);
