@@ -50,6 +50,19 @@ MEGALODON_DEVICE std::uint32_t write_pair(float first, float second) {
     return *reinterpret_cast<const std::uint32_t*>(&pair);
   }
 }
+// Both 16-bit elements of a pair times a factor, rounded.
+MEGALODON_DEVICE std::uint32_t pair_product(std::uint32_t pair, BFloat16 factor) {
+  const auto both = __bfloat162bfloat162(__ushort_as_bfloat16(factor.bits));
+  auto& elements = reinterpret_cast<__nv_bfloat162&>(pair);
+  elements = __hmul2(elements, both);
+  return pair;
+}
+MEGALODON_DEVICE std::uint32_t pair_product(std::uint32_t pair, Float16 factor) {
+  const auto both = __half2half2(__ushort_as_half(factor.bits));
+  auto& elements = reinterpret_cast<__half2&>(pair);
+  elements = __hmul2(elements, both);
+  return pair;
+}
 #else
 MEGALODON_DEVICE float read(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
 MEGALODON_DEVICE float read(Float16 value) { return static_cast<float>(std::bit_cast<_Float16>(value.bits)); }
@@ -67,6 +80,13 @@ MEGALODON_DEVICE std::uint32_t write_pair(float first, float second) {
   T low, high;
   write(low, first);
   write(high, second);
+  return low.bits | std::uint32_t{high.bits} << 16;
+}
+template <class T>
+MEGALODON_DEVICE std::uint32_t pair_product(std::uint32_t pair, T factor) {
+  T low{static_cast<std::uint16_t>(pair)}, high{static_cast<std::uint16_t>(pair >> 16)};
+  write(low, read(low) * read(factor));
+  write(high, read(high) * read(factor));
   return low.bits | std::uint32_t{high.bits} << 16;
 }
 #endif

@@ -23,6 +23,14 @@ MEGALODON_DEVICE void multiply_add(Float16, float (&sum)[4], const std::uint32_t
   multiply_float16(sum, a, b);
 }
 
+// Multiplies the two rows of a that this lane has part of, sum_row(0) and sum_row(2), by a factor each.
+template <class T>
+MEGALODON_DEVICE void scale_rows(std::uint32_t (&a)[4], T low, T high) {
+  const T factors[2] = {low, high};
+#pragma unroll
+  for (int e = 0; e < 4; ++e) a[e] = pair_product(a[e], factors[e % 2]);
+}
+
 // Elements between the lines of a tile in shared memory, so that eight lines lie in different banks and every
 // line starts at a multiple of 16 bytes. `width`, of a line, is a multiple of 16.
 constexpr int tile_pitch(int width) { return width + 8; }

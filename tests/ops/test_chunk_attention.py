@@ -72,11 +72,13 @@ def test_huge_scores_do_not_overflow(op, frontend, dtype):
 
 
 @both
-@pytest.mark.parametrize(("at", "bad"), [(0, math.nan), (41, math.nan), (42, math.inf), (99, math.inf)])
-def test_a_position_reaches_only_what_depends_on_it(op, frontend, dtype, at, bad):
+@pytest.mark.parametrize(
+    ("at", "bad", "chunk"),
+    [(0, math.nan, 100), (41, math.nan, 100), (42, math.inf, 100), (99, math.inf, 100), (150, math.nan, 200)],
+)
+def test_a_position_reaches_only_what_depends_on_it(op, frontend, dtype, at, bad, chunk):
     """Everything else is bit for bit what it is without NaN or inf there: in the inputs, then in dy."""
-    chunk = 100
-    call = example(op, dtype, tokens=Tokens(batch=1, length=150), chunk_size=chunk, value_dim=51)
+    call = example(op, dtype, tokens=Tokens(batch=1, length=chunk + 50), chunk_size=chunk, value_dim=51)
     drawn = cotangents(frontend.forward(call))
     expected = frontend.run(call, drawn)
 
@@ -194,6 +196,20 @@ def test_backward_regenerates_the_pattern(op, frontend):
 def test_dropout_needs_a_seed(op, frontend):
     with pytest.raises(ValueError, match=f"{op}: seed: expected"):
         frontend.forward(example(op, torch.float32).with_options(dropout_p=0.1))
+
+
+def test_chunks_are_as_many_as_there_are():
+    """More than a group of CUDA's backward holds, which keeps room for full states: these are empty,
+    so that every token is alone in its chunk. y is v, and scores have no gradient."""
+    sizes = {"heads": 1, "key_dim": 1, "value_dim": 1, "chunk_size": 4001, "capacity": 4000}
+    call = example("chunk_attention", torch.bfloat16, tokens=Tokens(batch=45, length=1), **sizes)
+    call = call.with_state({name: torch.zeros_like(x) for name, x in call.state().items()})
+    drawn = {"y": cotangents(TORCH.forward(call))["y"]}
+    result = TORCH.run(call, drawn)
+    assert torch.equal(result.outputs["y"], call.inputs["v"])
+    assert torch.equal(result.gradients["v"], drawn["y"])
+    for name in ("q", "k", "initial_k", "initial_v"):
+        assert not result.gradients[name].any(), name
 
 
 @both

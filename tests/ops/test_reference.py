@@ -31,6 +31,11 @@ ATTENTION = [
     {"capacity": 2, "dropout_p": 0.3, "tokens": PADDED},
     {"chunk_size": 1},
     {"chunk_size": 32, "tokens": Tokens(batch=1, length=37), "heads": 1, "key_dim": 20, "value_dim": 131},
+    # Chunks of several tiles of 128, with tails; a long state puts whole tiles before the queries.
+    {"chunk_size": 301, "tokens": ONE, "capacity": 300, "key_dim": 8, "value_dim": 16},
+    {"chunk_size": 200, "tokens": Tokens(batch=1, length=331), "heads": 1, "key_dim": 40, "value_dim": 136},
+    {"chunk_size": 290, "tokens": Tokens(documents=(150, 0, 270)), "heads": 1, "capacity": 180},
+    {"chunk_size": 150, "tokens": Tokens(batch=1, length=230, padded=True), "heads": 1, "dropout_p": 0.3},
 ]
 ROWS = [{}, {"shape": (2, 3, 67)}, {"shape": (67, 1)}]
 AFFINE = [*ROWS, *({"affine": False, **sizes} for sizes in ROWS)]

@@ -7,12 +7,13 @@
 #pragma once
 
 #include "ops/chunk_attention/forward.cuh"
+#include "ops/chunk_attention/state.cuh"
 
 namespace megalodon::cuda {
 
 // Maximum, 1 / sum and D of every query.
-template <class T, class Q>
-MEGALODON_KERNEL void query_statistics(AttentionArgs<T, Q> op) {
+template <class T>
+MEGALODON_KERNEL void query_statistics(AttentionArgs<T> op) {
   using A = Acc<T>;
   SharedMemory memory;
   const Stage<A> stage = take_stage<A>(memory);
@@ -46,14 +47,14 @@ MEGALODON_KERNEL void query_statistics(AttentionArgs<T, Q> op) {
 }
 
 // p of a score, from the statistics of its query.
-template <class T, class Q, class A = Acc<T>>
-MEGALODON_DEVICE A probability(const AttentionArgs<T, Q>& op, std::int64_t statistics, A score) {
+template <class T, class A = Acc<T>>
+MEGALODON_DEVICE A probability(const AttentionArgs<T>& op, std::int64_t statistics, A score) {
   return std::exp(score * op.scale - op.statistics[statistics]) * op.statistics[statistics + 1];
 }
 
 // Leaves p, or scale ds, of a block in stage.weights. Ends with a barrier.
-template <bool kScores, class T, class Q, class A = Acc<T>>
-MEGALODON_DEVICE void weigh(const AttentionArgs<T, Q>& op, const Stage<A>& stage, const Place& at,
+template <bool kScores, class T, class A = Acc<T>>
+MEGALODON_DEVICE void weigh(const AttentionArgs<T>& op, const Stage<A>& stage, const Place& at,
                             std::int64_t query, std::int64_t key) {
   A score[kPerThread], dp[kPerThread] = {};
   scores(op, stage, at, query, key, score);
@@ -72,8 +73,8 @@ MEGALODON_DEVICE void weigh(const AttentionArgs<T, Q>& op, const Stage<A>& stage
   block_barrier();
 }
 
-template <class T, class Q>
-MEGALODON_KERNEL void query_gradients(AttentionArgs<T, Q> op) {
+template <class T>
+MEGALODON_KERNEL void query_gradients(AttentionArgs<T> op) {
   using A = Acc<T>;
   SharedMemory memory;
   const Stage<A> stage = take_stage<A>(memory);
@@ -101,19 +102,19 @@ MEGALODON_KERNEL void query_gradients(AttentionArgs<T, Q> op) {
 }
 
 // Where the gradients of 32 keys, or of their values, go.
-template <class T, class Q, class Out>
+template <class T>
 struct KeyArgs {
-  AttentionArgs<T, Q> attention;
-  Heads<Out> out;               // tokens' keys
+  AttentionArgs<T> attention;
+  Heads<T> out;                 // tokens' keys
   Global<Acc<T>> initial;       // (sequences, P, H, width): the initial state's, if these are meant
-  Global<const Acc<T>> dfinal;  // (sequences, capacity, H, width): what came back through the final state
+  Global<const Acc<T>> dfinal;  // (sequences, capacity, H, width), or absent
   std::int64_t width;
 };
 
 // The keys of a block: of a tile of tokens, or of the initial state.
-template <class T, class Q, class Out>
-MEGALODON_DEVICE QueryBlock key_block(const KeyArgs<T, Q, Out>& op) {
-  const AttentionArgs<T, Q>& from = op.attention;
+template <class T>
+MEGALODON_DEVICE QueryBlock key_block(const KeyArgs<T>& op) {
+  const AttentionArgs<T>& from = op.attention;
   const std::int64_t i = block_x() / from.head_count, h = block_x() % from.head_count;
   QueryBlock block{};
   if (op.initial) {
@@ -133,21 +134,11 @@ MEGALODON_DEVICE QueryBlock key_block(const KeyArgs<T, Q, Out>& op) {
   return block;
 }
 
-// What came back through the final state to a key.
-template <class T, class Q, class Out>
-MEGALODON_DEVICE Acc<T> through_state(const KeyArgs<T, Q, Out>& op, const Place& at, std::int64_t key,
-                                      std::int64_t c) {
-  const AttentionArgs<T, Q>& from = op.attention;
-  const std::int64_t slot = key - (at.total - at.total % from.chunk);
-  if (!op.dfinal || slot < 0 || key >= at.total) return 0;
-  return op.dfinal[((at.s * from.final_capacity + slot) * from.head_count + at.h) * op.width + c];
-}
-
 // dk (kScores) or dv of 32 keys, one column per thread.
-template <bool kScores, class T, class Q, class Out>
-MEGALODON_KERNEL void key_gradients(KeyArgs<T, Q, Out> op) {
+template <bool kScores, class T>
+MEGALODON_KERNEL void key_gradients(KeyArgs<T> op) {
   using A = Acc<T>;
-  const AttentionArgs<T, Q>& from = op.attention;
+  const AttentionArgs<T>& from = op.attention;
   SharedMemory memory;
   const Stage<A> stage = take_stage<A>(memory);
   const QueryBlock block = key_block(op);
@@ -177,11 +168,42 @@ MEGALODON_KERNEL void key_gradients(KeyArgs<T, Q, Out> op) {
     if (c >= op.width || key > block.last) continue;
     if (op.initial) {
       op.initial[((at.s * from.capacity + key) * from.head_count + at.h) * op.width + c] =
-          key < at.filled ? sums[j] + through_state(op, at, key, c) : A(0);
+          key < at.filled ? sums[j] + through_state(from, op.dfinal, op.width, at, key, c) : A(0);
     } else {
-      write(element(from, op.out, at, key, c), sums[j] + through_state(op, at, key, c));
+      write(element(from, op.out, at, key, c),
+            sums[j] + through_state(from, op.dfinal, op.width, at, key, c));
     }
   }
+}
+
+// dk (kScores) or dv: of the tokens, and of the initial state where there is one.
+template <bool kScores, class T>
+void key_gradients_of(Run& run, KeyArgs<T> args, Global<Acc<T>> initial) {
+  constexpr std::int64_t shared = kStageBytes<Acc<T>>;
+  const AttentionArgs<T>& from = args.attention;
+  run.launch(key_gradients<kScores, T>, blocks_of(from, args.width), kAttentionThreads, shared, args);
+  if (!initial || from.capacity == 0) return;
+  args.initial = initial;
+  Blocks blocks = blocks_of(from, args.width);
+  blocks.x = from.tiles.sequences.count * divide_up(from.capacity, kKeys) * from.head_count;
+  run.launch(key_gradients<kScores, T>, blocks, kAttentionThreads, shared, args);
+}
+
+template <class T>
+void simple_gradients(Run& run, AttentionArgs<T> args, const AttentionShape& shape,
+                      const Gradients<T, T>& to) {
+  using A = Acc<T>;
+  const Sequences sequences = args.tiles.sequences;
+  args.tiles = divide(run, sequences, kQueries);
+  args.dq = to.dq;
+  args.statistics = run.workspace<A>(shape.batch * shape.length * shape.heads * 3);
+  const Blocks queries = blocks_of(args, shape.key_dim);
+  run.launch(query_statistics<T>, {queries.x}, kAttentionThreads, kStageBytes<A>, args);
+  run.launch(query_gradients<T>, queries, kAttentionThreads, kStageBytes<A>, args);
+
+  args.tiles = divide(run, sequences, kKeys);
+  key_gradients_of<true>(run, KeyArgs<T>{args, to.dk, {}, to.final_k, shape.key_dim}, to.initial_k);
+  key_gradients_of<false>(run, KeyArgs<T>{args, to.dv, {}, to.final_v, shape.value_dim}, to.initial_v);
 }
 
 }  // namespace megalodon::cuda

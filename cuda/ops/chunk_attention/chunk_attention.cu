@@ -2,8 +2,8 @@
 #include "common/width.cuh"
 #include "ops/chunk_attention/backward.cuh"
 #include "ops/chunk_attention/decode.cuh"
-#include "ops/chunk_attention/forward.cuh"
 #include "ops/chunk_attention/rotary.cuh"
+#include "ops/chunk_attention/tiled.cuh"
 #include "ops/operators.h"
 
 namespace megalodon::cuda {
@@ -11,91 +11,69 @@ namespace {
 
 constexpr std::int64_t kRotaryParts = 256;  // of sums of dgamma and dbeta
 
-template <class T, class Q>
-AttentionArgs<T, Q> common_args(const Attention& op, const AttentionShape& shape,
-                                const Sequences& sequences) {
+template <class T>
+AttentionArgs<T> common_args(const Attention& op, const AttentionShape& shape, const Sequences& sequences) {
   using A = Acc<T>;
-  AttentionArgs<T, Q> args{
-      .v = heads<const T>(op.v, "v"),
-      .initial_k = elements<const A>(op.initial_k, "initial_k"),
-      .initial_v = elements<const A>(op.initial_v, "initial_v"),
-      .initial_length = elements<const std::int64_t>(op.initial_length, "initial_length"),
-      .head_count = shape.heads,
-      .key_dim = shape.key_dim,
-      .value_dim = shape.value_dim,
-      .capacity = shape.initial_capacity,
-      .final_capacity = shape.capacity,
-      .chunk = op.chunk_size,
-      .scale = 1,
-      .threshold = math::dropout_threshold(op.dropout_p),
-      .seed_low = static_cast<std::uint32_t>(op.seed),
-      .seed_high = static_cast<std::uint32_t>(op.seed >> 32)};
+  AttentionArgs<T> args{.v = heads<const T>(op.v, "v"),
+                        .initial_k = elements<const A>(op.initial_k, "initial_k"),
+                        .initial_v = elements<const A>(op.initial_v, "initial_v"),
+                        .initial_length = elements<const std::int64_t>(op.initial_length, "initial_length"),
+                        .head_count = shape.heads,
+                        .key_dim = shape.key_dim,
+                        .value_dim = shape.value_dim,
+                        .capacity = shape.initial_capacity,
+                        .final_capacity = shape.capacity,
+                        .chunk = op.chunk_size,
+                        .scale = 1,
+                        .threshold = math::dropout_threshold(op.dropout_p),
+                        .seed_low = static_cast<std::uint32_t>(op.seed),
+                        .seed_high = static_cast<std::uint32_t>(op.seed >> 32)};
   args.tiles.sequences = sequences;
   return args;
 }
 
-template <class T, class Q>
-Blocks blocks_of(const AttentionArgs<T, Q>& args, std::int64_t width, int columns = 1) {
-  return {args.tiles.count * args.head_count, divide_up(width, std::int64_t{columns} * kAttentionThreads)};
-}
-
-// Of q and k as they are, to y and the final state.
-template <class T, class Q>
-void forward(const AttentionOutputs& out, const AttentionShape& shape, AttentionArgs<T, Q> args, Run& run,
+// y and the final state, of q and k as they are.
+template <class T>
+void forward(const AttentionOutputs& out, const AttentionShape& shape, AttentionArgs<T> args, Run& run,
              const SequenceInputs& sequence) {
   using A = Acc<T>;
-  args.tiles = divide(run, args.tiles.sequences, kQueries);
   args.y = heads<T>(out.y, "y");
-  run.launch(attention_outputs<T, Q>, blocks_of(args, shape.value_dim, kColumns), kAttentionThreads,
-             kStageBytes<A> + shared_size<A>(kQueries), args);
+  if constexpr (kTiled<T>) {
+    tiled_outputs(run, args, shape);
+  } else {
+    simple_outputs(run, args);
+  }
   clear_padding(run, sequence, args.y.data, shape.heads * shape.value_dim);
   args.final_capacity = out.final_k.size(1);  // a donated state may have more room than it needs
-  const FinalArgs<T, Q> last{args, elements<A>(out.final_k, "state.k"), elements<A>(out.final_v, "state.v"),
-                             elements<std::int64_t>(out.final_length, "state.length")};
+  const FinalArgs<T> last{args, elements<A>(out.final_k, "state.k"), elements<A>(out.final_v, "state.v"),
+                          elements<std::int64_t>(out.final_length, "state.length")};
   const std::int64_t slots = shape.count * std::max<std::int64_t>(args.final_capacity, 1) * shape.heads;
-  run.launch(final_state<T, Q>, {divide_up(slots, kAttentionThreads / kWarp)}, kAttentionThreads, 0, last);
-}
-
-// dk (kScores) or dv: of the tokens, and of the initial state where there is one.
-template <bool kScores, class T, class Q, class Out>
-void key_gradients_of(Run& run, KeyArgs<T, Q, Out> args, Global<Acc<T>> initial) {
-  constexpr std::int64_t shared = kStageBytes<Acc<T>>;
-  const AttentionArgs<T, Q>& from = args.attention;
-  run.launch(key_gradients<kScores, T, Q, Out>, blocks_of(from, args.width), kAttentionThreads, shared, args);
-  if (!initial || from.capacity == 0) return;
-  args.initial = initial;
-  Blocks blocks = blocks_of(from, args.width);
-  blocks.x = from.tiles.sequences.count * divide_up(from.capacity, kKeys) * from.head_count;
-  run.launch(key_gradients<kScores, T, Q, Out>, blocks, kAttentionThreads, shared, args);
+  run.launch(final_state<T>, {divide_up(slots, kStateThreads / kWarp)}, kStateThreads, 0, last);
 }
 
 // dq, dk and dv of q and k as they are.
-template <class T, class Q>
+template <class T, class Out>
 void backward(const AttentionCotangents& from, const AttentionGradients& to, const AttentionShape& shape,
-              AttentionArgs<T, Q> args, Heads<Q> dk, Run& run) {
+              AttentionArgs<T> args, Heads<Out> dq, Heads<Out> dk, Run& run) {
   using A = Acc<T>;
-  const Sequences sequences = args.tiles.sequences;
-  args.tiles = divide(run, sequences, kQueries);
   args.dy = heads<const T>(from.dy, "dy");
-  args.statistics = run.workspace<A>(shape.batch * shape.length * shape.heads * 3);
-  Blocks queries = blocks_of(args, shape.key_dim);
-  run.launch(query_statistics<T, Q>, {queries.x}, kAttentionThreads, kStageBytes<A>, args);
-  run.launch(query_gradients<T, Q>, queries, kAttentionThreads, kStageBytes<A>, args);
-
-  args.tiles = divide(run, sequences, kKeys);
-  key_gradients_of<true>(
-      run, KeyArgs<T, Q, Q>{args, dk, {}, elements<const A>(from.dfinal_k, "dfinal_k"), shape.key_dim},
-      elements<A>(to.dinitial_k, "dinitial_k"));
-  key_gradients_of<false>(
-      run,
-      KeyArgs<T, Q, T>{
-          args, heads<T>(to.dv, "dv"), {}, elements<const A>(from.dfinal_v, "dfinal_v"), shape.value_dim},
-      elements<A>(to.dinitial_v, "dinitial_v"));
+  const Gradients<T, Out> gradients{dq,
+                                    dk,
+                                    heads<T>(to.dv, "dv"),
+                                    elements<A>(to.dinitial_k, "dinitial_k"),
+                                    elements<A>(to.dinitial_v, "dinitial_v"),
+                                    elements<const A>(from.dfinal_k, "dfinal_k"),
+                                    elements<const A>(from.dfinal_v, "dfinal_v")};
+  if constexpr (kTiled<T>) {
+    tiled_gradients(run, args, shape, gradients);
+  } else {
+    simple_gradients(run, args, shape, gradients);
+  }
 }
 
 template <class T>
-AttentionArgs<T, T> plain_args(const ChunkAttention& op, const AttentionShape& shape, Run& run) {
-  AttentionArgs<T, T> args = common_args<T, T>(op, shape, resolve(run, op.sequence, shape));
+AttentionArgs<T> plain_args(const ChunkAttention& op, const AttentionShape& shape, Run& run) {
+  AttentionArgs<T> args = common_args<T>(op, shape, resolve(run, op.sequence, shape));
   args.q = heads<const T>(op.q, "q");
   args.k = heads<const T>(op.k, "k");
   args.scale = static_cast<Acc<T>>(op.scale);
@@ -114,28 +92,23 @@ RotaryArgs<T> rotated(const NormalizedAttention& op, const AttentionShape& shape
                      .beta = elements<const A>(op.beta, "beta"),
                      .initial_length = elements<const std::int64_t>(op.initial_length, "initial_length"),
                      .frequency = run.workspace<double>(shape.key_dim / 2),
-                     .q = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim),
-                     .k = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim),
+                     .q = dense_heads(run.workspace<T>(size), shape.length, shape.heads, shape.key_dim),
+                     .k = dense_heads(run.workspace<T>(size), shape.length, shape.heads, shape.key_dim),
                      .head_count = shape.heads,
                      .dim = shape.key_dim,
                      .chunk = op.chunk_size,
                      .base = op.rope_base,
                      .eps = static_cast<A>(op.eps)};
-  run.launch(rope_frequencies<T>, {divide_up(shape.key_dim / 2, kAttentionThreads)}, kAttentionThreads, 0,
+  run.launch(rope_frequencies<T>, {divide_up(shape.key_dim / 2, kFrequencyThreads)}, kFrequencyThreads, 0,
              args);
   run.launch(rotate<T>, {args.tiles.count, shape.heads}, kRotaryWarps * kWarp, 0, args);
   return args;
 }
 
-template <class A>
-Heads<const A> constant(const Heads<A>& array) {
-  return {array.data, array.row_stride, array.time_stride, array.head_stride};
-}
-
 template <class T>
-AttentionArgs<T, Acc<T>> normalized_args(const NormalizedAttention& op, const AttentionShape& shape,
-                                         const Sequences& sequences, const RotaryArgs<T>& rotary) {
-  AttentionArgs<T, Acc<T>> args = common_args<T, Acc<T>>(op, shape, sequences);
+AttentionArgs<T> normalized_args(const NormalizedAttention& op, const AttentionShape& shape,
+                                 const Sequences& sequences, const RotaryArgs<T>& rotary) {
+  AttentionArgs<T> args = common_args<T>(op, shape, sequences);
   args.q = constant(rotary.q);
   args.k = constant(rotary.k);
   return args;
@@ -153,16 +126,14 @@ void normalized_backward(const NormalizedAttentionBackward& op, const AttentionS
   using A = Acc<T>;
   const Sequences sequences = resolve(run, op.sequence, shape);
   RotaryArgs<T> rotary = rotated<T>(op, shape, sequences, run);
-  AttentionArgs<T, A> args = normalized_args<T>(op, shape, sequences, rotary);
+  const AttentionArgs<T> args = normalized_args<T>(op, shape, sequences, rotary);
   const std::int64_t size = shape.batch * shape.length * shape.heads * shape.key_dim;
-  args.dq = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim);
-  const Heads<A> dk = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim);
-  backward(op, op, shape, args, dk, run);
+  rotary.dq = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim);
+  rotary.dk = dense_heads(run.workspace<A>(size), shape.length, shape.heads, shape.key_dim);
+  backward(op, op, shape, args, rotary.dq, rotary.dk, run);
 
   const std::int64_t parts = std::min(rotary.tiles.count, kRotaryParts),
                      columns = 2 * shape.heads * shape.key_dim;
-  rotary.q = args.dq;
-  rotary.k = dk;
   rotary.dz = heads<T>(op.dz, "dz");
   rotary.dgamma = run.workspace<A>(parts * columns);
   rotary.dbeta = run.workspace<A>(parts * columns);
@@ -229,10 +200,8 @@ void chunk_attention_forward(const ChunkAttentionForward& op, const AttentionSha
 void chunk_attention_backward(const ChunkAttentionBackward& op, const AttentionShape& shape, Run& run) {
   with_storage(op.v.dtype, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;
-    AttentionArgs<T, T> args = plain_args<T>(op, shape, run);
-    args.dq = heads<T>(op.dq, "dq");
-    backward(op, op, shape, args, heads<T>(op.dk, "dk"), run);
-    clear_padding(run, op.sequence, args.dq.data, shape.heads * shape.key_dim);
+    backward(op, op, shape, plain_args<T>(op, shape, run), heads<T>(op.dq, "dq"), heads<T>(op.dk, "dk"), run);
+    clear_padding(run, op.sequence, elements<T>(op.dq, "dq"), shape.heads * shape.key_dim);
     clear_padding(run, op.sequence, elements<T>(op.dk, "dk"), shape.heads * shape.key_dim);
     clear_padding(run, op.sequence, elements<T>(op.dv, "dv"), shape.heads * shape.value_dim);
   });

@@ -51,8 +51,8 @@ struct QueryBlock {
   bool exists;
 };
 
-template <class T, class Q>
-MEGALODON_DEVICE QueryBlock query_block(const AttentionArgs<T, Q>& op) {
+template <class T>
+MEGALODON_DEVICE QueryBlock query_block(const AttentionArgs<T>& op) {
   const Tile tile = tile_at(op.tiles, block_x() / op.head_count);
   QueryBlock block{};
   if (tile.tokens == 0) return block;
@@ -64,8 +64,8 @@ MEGALODON_DEVICE QueryBlock query_block(const AttentionArgs<T, Q>& op) {
   return block;
 }
 
-template <class T, class Q>
-MEGALODON_KERNEL void attention_outputs(AttentionArgs<T, Q> op) {
+template <class T>
+MEGALODON_KERNEL void attention_outputs(AttentionArgs<T> op) {
   using A = Acc<T>;
   SharedMemory memory;
   const Stage<A> stage = take_stage<A>(memory);
@@ -122,35 +122,17 @@ MEGALODON_KERNEL void attention_outputs(AttentionArgs<T, Q> op) {
   }
 }
 
-// The final state: keys and values of the unfinished chunk, zeros in empty slots.
-template <class T, class Q>
-struct FinalArgs {
-  AttentionArgs<T, Q> attention;
-  Global<Acc<T>> k, v;  // (sequences, capacity, H, width)
-  Global<std::int64_t> length;
-};
+template <class T>
+Blocks blocks_of(const AttentionArgs<T>& args, std::int64_t width, int columns = 1) {
+  return {args.tiles.count * args.head_count, divide_up(width, std::int64_t{columns} * kAttentionThreads)};
+}
 
-// A warp copies one slot of one head.
-template <class T, class Q>
-MEGALODON_KERNEL void final_state(FinalArgs<T, Q> op) {
-  using A = Acc<T>;
-  const AttentionArgs<T, Q>& from = op.attention;
-  const std::int64_t i = block_x() * (kAttentionThreads / kWarp) + warp_index(), h = i % from.head_count;
-  const std::int64_t slots = from.final_capacity > 0 ? from.final_capacity : 1;  // one writes the length
-  const std::int64_t slot = i / from.head_count % slots, s = i / from.head_count / slots;
-  if (s >= from.tiles.sequences.count) return;
-  const Place at = place_of(from, s, h);
-  const std::int64_t length = at.total % from.chunk, position = at.total - length + slot;
-  if (slot == 0 && h == 0 && lane_index() == 0) op.length[s] = length;
-  if (from.final_capacity == 0) return;
-  for (std::int64_t d = lane_index(); d < from.key_dim; d += kWarp) {
-    op.k[i * from.key_dim + d] =
-        slot < length ? at_key(from, from.k, from.initial_k, from.key_dim, at, position, d) : A(0);
-  }
-  for (std::int64_t d = lane_index(); d < from.value_dim; d += kWarp) {
-    op.v[i * from.value_dim + d] =
-        slot < length ? at_key(from, from.v, from.initial_v, from.value_dim, at, position, d) : A(0);
-  }
+// y.
+template <class T>
+void simple_outputs(Run& run, AttentionArgs<T> args) {
+  args.tiles = divide(run, args.tiles.sequences, kQueries);
+  run.launch(attention_outputs<T>, blocks_of(args, args.value_dim, kColumns), kAttentionThreads,
+             kStageBytes<Acc<T>> + shared_size<Acc<T>>(kQueries), args);
 }
 
 }  // namespace megalodon::cuda

@@ -6,11 +6,12 @@
 #pragma once
 
 #include "megalodon/math/rope.h"
-#include "ops/chunk_attention/scores.cuh"
+#include "ops/chunk_attention/attention.cuh"
 
 namespace megalodon::cuda {
 
 inline constexpr int kRotaryWarps = 4;
+inline constexpr int kFrequencyThreads = 128;
 
 template <class T>
 struct RotaryArgs {
@@ -20,9 +21,10 @@ struct RotaryArgs {
   Global<const A> gamma, beta;  // (2, H, Dz)
   Global<const std::int64_t> initial_length;
   Global<double> frequency;  // (Dz / 2,)
-  Heads<A> q, k;             // outputs, or their gradients
-  Heads<T> dz;               // backward
-  Global<A> dgamma, dbeta;   // backward: (blocks, 2, H, Dz) sums
+  Heads<T> q, k;             // outputs
+  Heads<A> dq, dk;           // backward
+  Heads<T> dz;
+  Global<A> dgamma, dbeta;  // backward: (blocks, 2, H, Dz) sums
   std::int64_t head_count, dim, chunk;
   double base;
   A eps;
@@ -30,7 +32,7 @@ struct RotaryArgs {
 
 template <class T>
 MEGALODON_KERNEL void rope_frequencies(RotaryArgs<T> op) {
-  const std::int64_t j = block_x() * kAttentionThreads + thread_index();
+  const std::int64_t j = block_x() * kFrequencyThreads + thread_index();
   if (j < op.dim / 2) op.frequency[j] = math::rope_frequency(op.base, j, op.dim);
 }
 
@@ -85,7 +87,7 @@ MEGALODON_KERNEL void rotate(RotaryArgs<T> op) {
   if (warp_index() >= tile.tokens) return;
   const RotaryToken at = rotary_token(op, tile, warp_index());
   const Global<const T> z = row_of(op.z, at);
-  const Global<A> q = row_of(op.q, at), k = row_of(op.k, at);
+  const Global<T> q = row_of(op.q, at), k = row_of(op.k, at);
   const A scale = row_scale(op, z);
   for (std::int64_t pair = lane_index(); pair < op.dim / 2; pair += kWarp) {
     const std::int64_t d = 2 * pair, first = at.h * op.dim + d, second = op.head_count * op.dim + first;
@@ -93,10 +95,10 @@ MEGALODON_KERNEL void rotate(RotaryArgs<T> op) {
     const A x = A(read(z[d])) * scale, y = A(read(z[d + 1])) * scale;
     const A qx = x * op.gamma[first] + op.beta[first], qy = y * op.gamma[first + 1] + op.beta[first + 1];
     const A kx = x * op.gamma[second] + op.beta[second], ky = y * op.gamma[second + 1] + op.beta[second + 1];
-    q[d] = qx * by.cosine - qy * by.sine;
-    q[d + 1] = qx * by.sine + qy * by.cosine;
-    k[d] = kx * by.cosine - ky * by.sine;
-    k[d + 1] = kx * by.sine + ky * by.cosine;
+    write(q[d], qx * by.cosine - qy * by.sine);
+    write(q[d + 1], qx * by.sine + qy * by.cosine);
+    write(k[d], kx * by.cosine - ky * by.sine);
+    write(k[d + 1], kx * by.sine + ky * by.cosine);
   }
 }
 
@@ -109,7 +111,7 @@ struct PairGradients {
 template <class T, class A = Acc<T>>
 MEGALODON_DEVICE PairGradients<A> turned_back(const RotaryArgs<T>& op, const RotaryToken& at,
                                               std::int64_t pair) {
-  const Global<A> q = row_of(op.q, at), k = row_of(op.k, at);
+  const Global<A> q = row_of(op.dq, at), k = row_of(op.dk, at);
   const Turn<A> by = turn<A>(at.position, op.frequency[pair]);
   const A qx = q[2 * pair], qy = q[2 * pair + 1], kx = k[2 * pair], ky = k[2 * pair + 1];
   return {qx * by.cosine + qy * by.sine, qy * by.cosine - qx * by.sine, kx * by.cosine + ky * by.sine,
