@@ -66,7 +66,8 @@ MEGALODON_DEVICE T warp_shuffle(T value, int source) {
 }
 
 // Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8, eight elements from p[i]
-// on, aligned. Lane 4 r + j gets elements 2 j and 2 j + 1 of row r of each; transposed, of column r.
+// on, aligned. Lane 4 r + j gets elements 2 j and 2 j + 1 of row r of each; transposed, of column r. A
+// barrier stands between what wrote them and this.
 template <bool kTransposed, class T>
 MEGALODON_DEVICE void load_matrices(Shared<T> p, int i, std::uint32_t (&to)[4]) {
   static_assert(sizeof(T) == 2);
@@ -74,13 +75,11 @@ MEGALODON_DEVICE void load_matrices(Shared<T> p, int i, std::uint32_t (&to)[4]) 
   if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
+                 : "r"(from));
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
+                 : "r"(from));
   }
 }
 

@@ -96,6 +96,12 @@ MEGALODON_DEVICE std::int64_t line_index(const Lines<E>& lines, std::int64_t lin
   return lines.stride * (lines.position ? lines.position[line] : line);
 }
 
+// Whether lines from this one on are copied as they stand.
+template <class E>
+MEGALODON_DEVICE bool copied(const Lines<E>& lines, int line) {
+  return lines.wide && line >= lines.filled;
+}
+
 inline constexpr std::int64_t kNowhere = INT64_MIN;
 
 // Where a line's elements start, in `data` or in `state`, or kNowhere.

@@ -56,6 +56,7 @@ MEGALODON_DEVICE DecodeHead decode_head(const DecodeArgs<T>& op, std::int64_t i)
   DecodeHead at{.s = i / op.head_count, .h = i % op.head_count};
   at.sequence = sequence_at(op.sequences, at.s);
   at.filled = op.initial_length ? op.initial_length[at.s] : 0;
+  if (at.filled < 0 || at.filled > op.capacity) at.filled = 0;  // wrong, but must not lead out of memory
   at.keys = at.filled;
   if (at.sequence.length > 0) {
     at.time = time_of(op.sequences, at.sequence, 0);

@@ -5,11 +5,7 @@
 //   finish_rows   E = max e;   factor = 2^(e - E);   total = sum of factor p^ over the tiles
 //
 // so p = factor p^ / total, and every score is computed once: y takes p^ in 16 bit and multiplies it by
-// factors, which lose nothing as powers of two. For the gradient of the scores p^ stays in float, where dp =
-// dy . v comes after it, so that p is rounded once:
-//
-//   gradient_tiles     p, dp, and the tile's sum of p dp
-//   score_gradients    ds = scale p (dp - D), D = sum of p dp, in the place of p
+// factors, which lose nothing as powers of two.
 #pragma once
 
 #include "ops/chunk_attention/chunk_lines.cuh"
@@ -43,10 +39,10 @@ struct Band {
 };
 
 // Where the tile of queries i and of keys j is kept; it has to have a key that some of the queries see.
+// `before` tiles of keys stand in front of the first query, so row i of tiles has i + before + 1.
 template <class T>
 MEGALODON_DEVICE std::int64_t tile_index(const Group<T>& op, const Chunk& chunk, int i, int j) {
-  const std::int64_t n = i,
-                     before = (chunk.queries + kTile - 1) / kTile;  // tiles of keys before the first query
+  const std::int64_t n = i, before = (chunk.queries + kTile - 1) / kTile;
   return block_y() * op.tiles + n * (n + 1) / 2 + n * before + j;
 }
 
@@ -80,9 +76,19 @@ struct ChunkRows {
 };
 
 template <class T>
-MEGALODON_DEVICE void fetch(const ChunkRows<T>& rows, int step, int line, int from, const Shared<T>& to,
-                            int i) {
-  fetch_line(rows.lines, rows.first + line, rows.starts[line], step * kStep + from, to, i);
+MEGALODON_DEVICE void fetch(const ChunkRows<T>& rows, int step, const Shared<T>& to) {
+  const int first = step * kStep;
+  if (copied(rows.lines, rows.first)) {
+    each_piece<false>(step % kStages, [&](int line, int from, int i) {
+      const std::int64_t start = rows.starts[line];
+      copy_async(to, i, rows.lines.data, start + first + from,
+                 start != kNowhere && first + from < rows.lines.width);
+    });
+  } else {
+    each_piece<false>(step % kStages, [&](int line, int from, int i) {
+      fetch_line(rows.lines, rows.first + line, rows.starts[line], first + from, to, i);
+    });
+  }
 }
 
 template <class T>
@@ -207,80 +213,6 @@ MEGALODON_KERNEL void finish_rows(Group<T> op) {
     write(op.factor[i], factor);
   });
   op.total[band.row + thread_index()] = total;
-}
-
-// a / b for numbers far from the limits of float, rounded as a division is: the only weight of a query is
-// exactly 1, so its score has no gradient.
-MEGALODON_DEVICE float quotient(float a, float b) {
-  const float inverse = 1 / b, q = a * inverse;
-  return std::fma(std::fma(-q, b, a), inverse, q);
-}
-
-template <class T>
-MEGALODON_KERNEL void gradient_tiles(Group<T> op) {
-  SharedMemory memory;
-  const BandMemory<T> shared = take_band<T>(memory);
-  const AttentionArgs<T>& from = op.attention;
-  const Band band = band_at(op, static_cast<int>(block_x()) / op.key_tiles);
-  const int j = static_cast<int>(block_x()) % op.key_tiles, key = j * kTile;
-  if (!band.exists || key >= band.end) return;
-  Sums sums;
-  band_product(shared, band, key, from.value_dim, lines_of(from, band.chunk, from.dy, from.value_dim),
-               lines_of(from, band.chunk, from.v, from.value_dim, from.initial_v), sums);
-
-  const std::int64_t tile = (band.tile + j) * kTileSize, rows = (band.tile + j) * kTile;
-  float factor[kPart / 8], total[kPart / 8], product[kPart / 8] = {};
-  each_row([&](int m, int row) {
-    factor[m] = read(op.factor[rows + row]);
-    total[m] = op.total[band.row + row];
-  });
-  each_pair(sums, [&](int m, int row, int column, float& x, float& y) {
-    const std::int64_t i = tile + row * kTile + column;
-    float p[2];
-    load(Global<const float>(op.dp), i, p);
-    // What is not seen stays 0 in a query whose scores are NaN.
-#pragma unroll
-    for (int e = 0; e < 2; ++e) p[e] = p[e] == 0 ? 0 : quotient(p[e] * factor[m], total[m]);
-    const float dp[2] = {x, y};
-    store(op.p, i, p);
-    store(op.dp, i, dp);
-    product[m] += (p[0] == 0 ? 0 : p[0] * x) + (p[1] == 0 ? 0 : p[1] * y);
-  });
-  combine_rows(shared.scratch, product, sum_of_two);
-  each_row([&](int m, int row) { op.product[rows + row] = product[m]; });
-}
-
-// A thread has one query of a band.
-template <class T>
-MEGALODON_KERNEL void finish_means(Group<T> op) {
-  const Band band = band_at(op, static_cast<int>(block_x()));
-  if (!band.exists) return;
-  float mean = 0;
-  for (int j = 0; j * kTile < band.end; ++j) mean += op.product[(band.tile + j) * kTile + thread_index()];
-  op.mean[band.row + thread_index()] = mean;
-}
-
-template <class T>
-MEGALODON_KERNEL void score_gradients(Group<T> op) {
-  const Band band = band_at(op, static_cast<int>(block_x()) / op.key_tiles);
-  const int j = static_cast<int>(block_x()) % op.key_tiles;
-  if (!band.exists || j * kTile >= band.end) return;
-  const std::int64_t tile = (band.tile + j) * kTileSize;
-  for (int e = thread_index() * kPiece; e < kTileSize; e += kProductThreads * kPiece) {
-    const float mean = op.mean[band.row + e / kTile];
-    float p[kPiece], dp[kPiece / 2];
-    load(Global<const T>(op.p), tile + e, p);
-#pragma unroll
-    for (int half = 0; half < kPiece; half += kPiece / 2) {
-      load(Global<const float>(op.dp), tile + e + half, dp);
-#pragma unroll
-      for (int d = 0; d < kPiece / 2; ++d) {
-        float& ds = p[half + d];
-        ds = ds == 0 ? 0 : ds * (dp[d] - mean) * op.attention.scale;
-      }
-    }
-    store(op.p, tile + e, p);
-  }
 }
 
 }  // namespace megalodon::cuda

@@ -15,11 +15,12 @@ struct QueryWeights {
 };
 
 template <class T, bool kFactors>
-MEGALODON_DEVICE void fetch(const QueryWeights<T, kFactors>& band, int step, int line, int from,
-                            const Shared<T>& to, int i) {
-  const int key = step * kStep + from;
-  const std::int64_t tile = key / kTile;
-  copy_async(to, i, band.weights, tile * kTileSize + line * kTile + key % kTile, true);
+MEGALODON_DEVICE void fetch(const QueryWeights<T, kFactors>& band, int step, const Shared<T>& to) {
+  const std::int64_t key = std::int64_t{step} * kStep;
+  const std::int64_t first = key / kTile * kTileSize + key % kTile;
+  each_piece<false>(step % kStages, [&](int line, int from, int i) {
+    copy_async(to, i, band.weights, first + line * kTile + from, true);
+  });
 }
 
 template <class T>
@@ -38,11 +39,12 @@ struct KeyWeights {
 };
 
 template <class T>
-MEGALODON_DEVICE void fetch(const KeyWeights<T>& keys, int step, int line, int from, const Shared<T>& to,
-                            int i) {
-  const int query = step * kStep + line;
+MEGALODON_DEVICE void fetch(const KeyWeights<T>& keys, int step, const Shared<T>& to) {
+  const int query = step * kStep;
   const std::int64_t tile = tile_index(keys.group, keys.chunk, keys.band + query / kTile, keys.j);
-  copy_async(to, i, Global<const T>(keys.group.p), tile * kTileSize + query % kTile * kTile + from, true);
+  const Global<const T> first = keys.group.p + (tile * kTileSize + query % kTile * kTile);
+  each_piece<true>(step % kStages,
+                   [&](int line, int from, int i) { copy_async(to, i, first, line * kTile + from, true); });
 }
 
 // Lines of a chunk by depth, from `first` on: columns from `column`.
@@ -68,20 +70,30 @@ MEGALODON_DEVICE int rank_of(int line) {
 }
 
 template <class T, bool kKeys>
-MEGALODON_DEVICE void fetch(const ChunkDepth<T, kKeys>& b, int step, int line, int from, const Shared<T>& to,
-                            int i) {
-  const int at = b.first + step * kStep + line;
-  fetch_line(b.lines, at, line_start(b.lines, at, at < b.end), b.column + from, to, i);
+MEGALODON_DEVICE void fetch(const ChunkDepth<T, kKeys>& b, int step, const Shared<T>& to) {
+  const int at = b.first + step * kStep;
+  if (copied(b.lines, at) && !b.lines.position) {
+    const std::int64_t first = at * b.lines.stride + b.column;
+    each_piece<true>(step % kStages, [&](int line, int from, int i) {
+      copy_async(to, i, b.lines.data, first + line * b.lines.stride + from,
+                 at + line < b.end && b.column + from < b.lines.width);
+    });
+  } else {
+    each_piece<true>(step % kStages, [&](int line, int from, int i) {
+      const std::int64_t start = line_start(b.lines, at + line, at + line < b.end);
+      fetch_line(b.lines, at + line, start, b.column + from, to, i);
+    });
+  }
 }
 
 template <class T, bool kKeys>
-MEGALODON_DEVICE void inspect(const ChunkDepth<T, kKeys>& b, int step, const Shared<T>& stage, int start) {
+MEGALODON_DEVICE void inspect(const ChunkDepth<T, kKeys>& b, int step, const Shared<T>& stages) {
   const int at = b.first + step * kStep;
   if (kKeys ? at >= b.row + kTile - 1 : at + kStep - 1 <= b.row) return;
-  each_piece<true>([&](int line, int from) {
+  each_piece<true>(step % kStages, [&](int line, int from, int i) {
 #pragma unroll 1
     for (int e = 0; e < kPiece; ++e) {
-      T& element = stage[start + line * kLinePitch<true> + from + e];
+      T& element = stages[i + e];
       const float value = read(element);
       if (value - value == 0) continue;
       element = T{};

@@ -3,8 +3,8 @@
 //
 // An operand is an object that knows where its elements are:
 //
-//   kDeep                                 lines of its tiles are depths; otherwise rows of a, or columns of b
-//   fetch(operand, step, line, from, to, i)   brings elements [from, from + 8) of a line to to[i ...]
+//   kDeep                      lines of its tiles are depths; otherwise rows of a, or columns of b
+//   fetch(operand, step, to)   brings the step's pieces to stage step % kStages
 //
 // An `a` with kScaled multiplies its rows by factors that change with depth (fetch_factors). A deep `b` may
 // change what it fetched before it is multiplied (inspect).
@@ -81,46 +81,47 @@ MEGALODON_DEVICE void each_pair(Sums& sums, const F& f) {
   }
 }
 
-// Calls f(line, from) for the thread's pieces of a stage.
+// Calls f(line, from, i) for the thread's pieces of a stage: elements [from, from + 8) of a line, which lie
+// at i.
 template <bool kDeep, class F>
-MEGALODON_DEVICE void each_piece(const F& f) {
+MEGALODON_DEVICE void each_piece(int stage, const F& f) {
   constexpr int per_line = kLineWidth<kDeep> / kPiece;
 #pragma unroll
   for (int e = 0; e < kTile * kStep / kPiece / kProductThreads; ++e) {
     const int piece = thread_index() + e * kProductThreads;
-    f(piece / per_line, piece % per_line * kPiece);
+    const int line = piece / per_line, from = piece % per_line * kPiece;
+    f(line, from, stage * kStageSize<kDeep> + line * kLinePitch<kDeep> + from);
   }
 }
 
 template <class T, class A, class B>
 MEGALODON_DEVICE void fetch_stage(const Stages<T>& stages, int step, const A& a, const B& b) {
-  const int stage = step % kStages;
-  each_piece<A::kDeep>([&](int line, int from) {
-    fetch(a, step, line, from, stages.a, stage * kStageSize<A::kDeep> + line * kLinePitch<A::kDeep> + from);
-  });
-  each_piece<B::kDeep>([&](int line, int from) {
-    fetch(b, step, line, from, stages.b, stage * kStageSize<B::kDeep> + line * kLinePitch<B::kDeep> + from);
-  });
+  fetch(a, step, stages.a);
+  fetch(b, step, stages.b);
   if constexpr (A::kScaled) {
     const int from = thread_index() * kPiece;
-    if (from < kTile) fetch_factors(a, step, from, stages.factors, stage * kTile + from);
+    if (from < kTile) fetch_factors(a, step, from, stages.factors, step % kStages * kTile + from);
   }
+}
+
+// The factors of the thread's rows, by halves of the 16 rows of a product.
+template <class T>
+MEGALODON_DEVICE void read_factors(const Stages<T>& stages, int stage, T (&factors)[kPart / 8]) {
+  each_row([&](int m, int row) { factors[m] = stages.factors[stage * kTile + row]; });
 }
 
 template <class T, class A, class B>
 MEGALODON_DEVICE void multiply_stage(const Stages<T>& stages, int stage, Sums& sums) {
   constexpr int pitch_a = kLinePitch<A::kDeep>, pitch_b = kLinePitch<B::kDeep>;
+  T factors[kPart / 8];
+  if constexpr (A::kScaled) read_factors(stages, stage, factors);
 #pragma unroll
   for (int k = 0; k < kStep; k += 16) {
     std::uint32_t a[kPart / 16][4], b[kPart / 16][2][2];
 #pragma unroll
     for (int m = 0; m < kPart / 16; ++m) {
-      const int row = warp_row() + 16 * m;
-      load_a<A::kDeep>(stages.a + stage * kStageSize<A::kDeep>, pitch_a, row, k, a[m]);
-      if constexpr (A::kScaled) {
-        const int factor = stage * kTile + row;
-        scale_rows(a[m], stages.factors[factor + sum_row(0)], stages.factors[factor + sum_row(2)]);
-      }
+      load_a<A::kDeep>(stages.a + stage * kStageSize<A::kDeep>, pitch_a, warp_row() + 16 * m, k, a[m]);
+      if constexpr (A::kScaled) scale_rows(a[m], factors[2 * m], factors[2 * m + 1]);
     }
 #pragma unroll
     for (int n = 0; n < kPart / 16; ++n) {
@@ -146,7 +147,7 @@ MEGALODON_DEVICE void tile_product(const Stages<T>& stages, int steps, const A& 
   }
   for (int step = 0; step < steps; ++step) {
     copies_wait<kStages - 2>();
-    if constexpr (B::kDeep) inspect(b, step, stages.b, step % kStages * kStageSize<true>);
+    if constexpr (B::kDeep) inspect(b, step, stages.b);
     block_barrier();  // the stage is there, and the one before it is done with
     if (step + kStages - 1 < steps) fetch_stage(stages, step + kStages - 1, a, b);
     copies_commit();

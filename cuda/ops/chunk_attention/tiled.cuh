@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/chunk_attention/products.cuh"
+#include "ops/chunk_attention/score_gradients.cuh"
 
 namespace megalodon::cuda {
 
