@@ -106,6 +106,14 @@ def test_a_file_is_short_and_finished(path):
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)  # the words that put work off
 
 
+def test_cuda_types_have_names_of_their_own():
+    """Files of two operators that name two types alike would share the templates made of them."""
+    declared = re.compile(r"^(?:struct|class)(?: alignas\(.*\))? (\w+)\b(?!.*;)", re.M)
+    found = [(name, path) for path in CUDA for name in set(declared.findall(path.read_text()))]
+    places = {name: {path for other, path in found if other == name} for name, _ in found}
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
 # The build tree that the tested wheel was made in. In the wheel's own binary the linker has already merged
 # the symbols, so only the objects show what each instruction set brought along.
 TARGETS = sorted(REPOSITORY.glob("build/cp*/cpp/CMakeFiles/megalodon.dir/src/cpu/targets/*.o"))

@@ -127,7 +127,7 @@ void backward_by_strands(const CemaBackward& op, const CemaArgs<T, Complex>& arg
   walk_strands(run, adjoint, wide);
 
   const std::int64_t rows = adjoint.strands.count, width = args.ndim * args.dim;
-  GradientArgs<T> of{adjoint.strands, adjoint.system, args.x, args.dy, args.initial, dstate, adjoint.carries};
+  MomentArgs<T> of{adjoint.strands, adjoint.system, args.x, args.dy, args.initial, dstate, adjoint.carries};
   of.dp = run.workspace<float>(rows * width);
   of.dq = run.workspace<float>(rows * 2 * width);
   of.dgamma = run.workspace<float>(rows * 2 * width);

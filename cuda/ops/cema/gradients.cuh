@@ -17,7 +17,7 @@ inline constexpr int kMomentChannels = 8;  // the moments of a channel take half
 inline constexpr int kMomentThreads = kMomentChannels * kWarp;
 
 template <class T>
-struct GradientArgs {
+struct MomentArgs {
   Strands strands;    // backward
   SystemArgs system;  // adjoint
   Tokens<const T> x, dy;
@@ -26,7 +26,7 @@ struct GradientArgs {
   Global<float> dp, dq, dgamma, domega;  // one row of sums per strand, D last; domega may be absent
 };
 
-struct Moments {
+struct ChannelMoments {
   float states[4][4];       // (token of dy, column of h)
   float lambdas[4][4];      // (token of x, column of lambda)
   float tokens[2][4];       // (token of dy, token of x)
@@ -34,16 +34,15 @@ struct Moments {
 };
 
 template <class T>
-MEGALODON_DEVICE std::int64_t sum_slot(const GradientArgs<T>& op, const Strand& strand, std::int64_t d,
-                                       int k) {
+MEGALODON_DEVICE std::int64_t sum_slot(const MomentArgs<T>& op, const Strand& strand, std::int64_t d, int k) {
   return (strand.index * op.system.ndim + k) * 2 * op.system.dim + d;
 }
 
 // The states that tiles [first, first + 16) of the stage start with: of lambda by lanes [0, 16), of h by the
 // others, which meet the tiles in the opposite order. A tile that is not whole is the first in time.
 template <class T>
-MEGALODON_DEVICE void find_states(const GradientArgs<T>& op, std::int64_t d, const StageTiles& tiles,
-                                  int first, const Shared<float>& states, Carrier& of) {
+MEGALODON_DEVICE void find_states(const MomentArgs<T>& op, std::int64_t d, const StageTiles& tiles, int first,
+                                  const Shared<float>& states, Carrier& of) {
   const bool forwards = lane_index() >= kSystemDims;
   const int k = lane_index() % kSystemDims;
   const auto start = [&](int i) {
@@ -63,7 +62,7 @@ MEGALODON_DEVICE void find_states(const GradientArgs<T>& op, std::int64_t d, con
 //   dq = conj(h0) sum_t lambda_t conj(q)^t       dgamma = conj(h0) sum_t dy_t conj(q)^(t + 1)
 // The moments find 0 in the place of h0.
 template <class T>
-MEGALODON_DEVICE void add_initial(const GradientArgs<T>& op, const Strand& strand, std::int64_t d, int first,
+MEGALODON_DEVICE void add_initial(const MomentArgs<T>& op, const Strand& strand, std::int64_t d, int first,
                                   int i, int tokens, const Shared<T>& dy, const Shared<float>& states) {
   const int k = lane_index();
   const auto dim = system_dim<float>(op.system, d, k);
@@ -133,7 +132,7 @@ MEGALODON_DEVICE void add_moments(float (&sums)[4], const TokenParts<T>& tokens,
 
 // The moments with states, of dims [8 dims, 8 dims + 8).
 template <class T>
-MEGALODON_DEVICE void add_state_moments(Moments& moments, int dims, const TokenParts<T>& x,
+MEGALODON_DEVICE void add_state_moments(ChannelMoments& moments, int dims, const TokenParts<T>& x,
                                         const TokenParts<T>& dy, const Shared<float>& states) {
   const Shared<const float> lambdas = states, h = states + kStateElements;
   float ahead[2][2][2], back[2][2][2];  // of lambda and h: (part, half, tile)
@@ -162,10 +161,10 @@ MEGALODON_DEVICE void add_state_moments(Moments& moments, int dims, const TokenP
 
 // Tiles [first, first + 16) of the stage, for the channel of this warp.
 template <class T>
-MEGALODON_DEVICE void gather(const GradientArgs<T>& op, const Strand& strand, std::int64_t d,
+MEGALODON_DEVICE void gather(const MomentArgs<T>& op, const Strand& strand, std::int64_t d,
                              const StateFactor<T>& factor, const StageTiles& tiles, int first,
                              const Shared<T>& x, const Shared<T>& dy, const Shared<float>& states,
-                             Carrier& of, Moments& moments) {
+                             Carrier& of, ChannelMoments& moments) {
   const int lane = lane_index(), row = stage_slot(warp_index(), first + lane % 16, lane / 16 * 8);
   std::uint32_t tokens[4], deep[4];
   warp_barrier();  // the states of the tiles before are read
@@ -203,7 +202,7 @@ MEGALODON_DEVICE double lag_sum(const Shared<float>& tokens) {
 }
 
 // Of dim lane_index() % 16.
-MEGALODON_DEVICE Complex<double> carry_sum(const Moments& moments) {
+MEGALODON_DEVICE Complex<double> carry_sum(const ChannelMoments& moments) {
   Complex<double> sum[2];
   for (int dims = 0; dims < 2; ++dims) {
     double re = moments.carry[dims].re, im = moments.carry[dims].im;
@@ -220,8 +219,8 @@ MEGALODON_DEVICE Complex<double> carry_sum(const Moments& moments) {
 //   W = p q^(15 - s)     G = gamma q^(t + 1)     K = omega [j = 0] + sum_k Re(gamma_k p_k q_k^j)     a^16 =
 //   q^16
 template <class T>
-MEGALODON_DEVICE void finish_channel(const GradientArgs<T>& op, const Strand& strand, std::int64_t d,
-                                     const Moments& moments, const Shared<float>& states) {
+MEGALODON_DEVICE void finish_channel(const MomentArgs<T>& op, const Strand& strand, std::int64_t d,
+                                     const ChannelMoments& moments, const Shared<float>& states) {
   warp_barrier();
   store_sums<false>(states, 0, moments.tokens);
   warp_barrier();
@@ -267,7 +266,7 @@ MEGALODON_DEVICE void finish_channel(const GradientArgs<T>& op, const Strand& st
 
 // The carrier of this lane: of lambda, or of h.
 template <class T>
-MEGALODON_DEVICE Carrier begin_channel(const GradientArgs<T>& op, const Strand& strand, std::int64_t d) {
+MEGALODON_DEVICE Carrier begin_channel(const MomentArgs<T>& op, const Strand& strand, std::int64_t d) {
   const int k = lane_index() % kSystemDims;
   Carrier of = carrier(op.system, d, k);
   if (lane_index() >= kSystemDims) {
@@ -281,7 +280,7 @@ MEGALODON_DEVICE Carrier begin_channel(const GradientArgs<T>& op, const Strand& 
 }
 
 template <bool kWide, class T>
-MEGALODON_KERNEL MEGALODON_RESIDENT(kMomentThreads, 1) void cema_moments(GradientArgs<T> op) {
+MEGALODON_KERNEL MEGALODON_RESIDENT(kMomentThreads, 1) void cema_moments(MomentArgs<T> op) {
   SharedMemory memory;
   const Shared<T> x = memory.take<T>(kStageElements<kMomentChannels>),
                   dy = memory.take<T>(kStageElements<kMomentChannels>);
@@ -296,7 +295,7 @@ MEGALODON_KERNEL MEGALODON_RESIDENT(kMomentThreads, 1) void cema_moments(Gradien
   const bool works = d < dim;
   const StateFactor<T> factor = works ? state_factor<T>(op.system, d) : StateFactor<T>{};
   Carrier of = works ? begin_channel(op, strand, d) : Carrier{};
-  Moments moments{};
+  ChannelMoments moments{};
   const auto find = [&](std::int64_t i) { find_tiles(op.strands, strand, i, tiles_of(tiles, i)); };
   const auto copy = [&](std::int64_t i) {
     start_copy<kWide, kMomentChannels>(op.strands, strand, dim, tiles_of(tiles, i), op.x, copied_x);
@@ -329,7 +328,7 @@ MEGALODON_KERNEL MEGALODON_RESIDENT(kMomentThreads, 1) void cema_moments(Gradien
 }
 
 template <class T>
-void gather_moments(Run& run, const GradientArgs<T>& args, bool wide) {
+void gather_moments(Run& run, const MomentArgs<T>& args, bool wide) {
   const std::int64_t blocks = divide_up(args.system.dim, kMomentChannels) * args.strands.count;
   const std::int64_t shared = 2 * shared_size<T>(kStageElements<kMomentChannels>) +
                               2 * shared_size<T>(kMomentChannels * kStageTokens) +
