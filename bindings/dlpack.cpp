@@ -1,7 +1,5 @@
 #include "dlpack.h"
 
-#include <string_view>
-
 #include "bindings.h"
 
 namespace megalodon::bindings {
@@ -36,9 +34,9 @@ namespace {
 constexpr const char* kCapsuleName = "dltensor";
 
 // What a capsule of that name points to begins with the array; it belongs to the capsule.
-py::object describe(const py::capsule& capsule) {
-  if (capsule.name() == nullptr || std::string_view(capsule.name()) != kCapsuleName) return py::none();
-  const auto* array = capsule.get_pointer<const dlpack::Array>();
+py::object describe(py::handle capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), kCapsuleName) == 0) return py::none();
+  const auto* array = static_cast<const dlpack::Array*>(PyCapsule_GetPointer(capsule.ptr(), kCapsuleName));
   const std::optional<DType> dtype = dlpack::dtype_of(array->dtype);
   if (!dtype) return py::none();
   py::tuple shape(array->rank), strides(array->rank);
