@@ -23,7 +23,6 @@ import other_peers
 import plots
 import scaling
 import torch
-from megalodon_core import runtime
 from megalodon_core.bench import ceilings, harness, report
 from megalodon_core.bench.operators import CASES, FULL
 from megalodon_core.bench.timing import Sample, interleave
@@ -106,7 +105,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="spent on timing each operator")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    runtime.keep_freed_memory()
     arguments.output.mkdir(parents=True, exist_ok=True)
     console = output_console()
     begin = time.perf_counter()
