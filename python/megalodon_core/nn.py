@@ -12,6 +12,7 @@ return a state, and take `cu_seqlens` and `padding_mask` with the meaning the op
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -55,14 +56,14 @@ def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if parameter is None else parameter.to(dtype)
 
 
-class OperatorLayer(nn.Module):
+class OperatorLayer(nn.Module, ABC):
     """A layer whose operator takes something derived from the parameters, not the parameters themselves."""
 
     _kept: dict[torch.dtype, tuple[Any, ...]] | None = None
 
+    @abstractmethod
     def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """What the operator takes in the place of the parameters, in its type for parameters."""
-        raise NotImplementedError
 
     def operands(self, activation: Tensor) -> tuple[Any, ...]:
         """`derive` for this activation; once inside `constant_parameters`, unless gradients are recorded."""

@@ -28,17 +28,21 @@ def measure(seconds: float) -> dict[str, float]:
         model.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
         with model.constant_parameters():
-            step = decoding(model)
-            for sample in (step, read):
-                sample()
-            taken = interleave({"step": step, "read": read}, seconds)
-        token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
-        figures |= {
-            f"decode.{name}.seconds": token,
-            f"decode.{name}.read_seconds": reading,
-            f"decode.{name}.over_read": token / reading,
-        }
+            figures |= beside_reading(name, decoding(model), read, seconds)
     return figures
+
+
+def beside_reading(name: str, step: Sample, read: Sample, seconds: float) -> dict[str, float]:
+    """The figures of one kind of decoding: a token, and reading the weights, in turn."""
+    for sample in (step, read):
+        sample()
+    taken = interleave({"step": step, "read": read}, seconds)
+    token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
+    return {
+        f"decode.{name}.seconds": token,
+        f"decode.{name}.read_seconds": reading,
+        f"decode.{name}.over_read": token / reading,
+    }
 
 
 def decoding(model: Megalodon) -> Sample:

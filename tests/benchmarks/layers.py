@@ -13,6 +13,7 @@ from statistics import median
 
 import llama
 import torch
+from decoding import beside_reading
 from megalodon_core import MegalodonConfig
 from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
@@ -185,16 +186,8 @@ def decoding(widths: Widths, seconds: float) -> dict[str, float]:
     for name, before in (("start", 16), ("half_chunk", widths.config.chunk_size // 2)):
         (read,) = ceilings.copy(DTYPE, read=weights)
         with constant_parameters(block):
-            samples = {"step": token(block, widths.config.model_dim, before), "read": read}
-            for sample in samples.values():
-                sample()
-            taken = interleave(samples, seconds)
-        step, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
-        figures |= {
-            f"decode.{name}.seconds": step,
-            f"decode.{name}.read_seconds": reading,
-            f"decode.{name}.over_read": step / reading,
-        }
+            step = token(block, widths.config.model_dim, before)
+            figures |= beside_reading(name, step, read, seconds)
     return figures
 
 
