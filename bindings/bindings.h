@@ -1,6 +1,7 @@
 // The arrays of one call of an operator, and the list of what is bound.
 #pragma once
 
+#include <array>
 #include <initializer_list>
 
 #include "backend.h"
@@ -49,6 +50,12 @@ class Call {
   const Frontend& frontend_;
   Queue queue_;
   const char* first_argument_ = nullptr;
+  struct Direct {
+    py::handle array;
+    Tensor tensor;
+  };
+  std::array<Direct, 4> direct_;  // inputs that were read directly: activations come first
+  std::size_t direct_count_ = 0;
   py::list owners_, outputs_;
 };
 

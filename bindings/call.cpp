@@ -1,6 +1,15 @@
 #include "bindings.h"
 
 namespace megalodon::bindings {
+namespace {
+
+// Whether both are the same elements in the same order; both are contiguous where one of them is.
+bool same_array(const Tensor& a, const Tensor& b) {
+  return a.data == b.data && a.dtype == b.dtype && a.rank == b.rank && a.sizes == b.sizes &&
+         a.strides == b.strides;
+}
+
+}  // namespace
 
 Call::Call(const char* op, const Frontend& frontend, Queue queue)
     : op_(op), frontend_(frontend), queue_(queue) {
@@ -11,7 +20,9 @@ Tensor Call::read(const char* argument, py::handle array, bool strided) {
   if (first_argument_ == nullptr) first_argument_ = argument;
   if (array.is_none()) return {};
   const Tensor tensor = frontend_.read_directly(array, strided);
-  return tensor.defined() ? tensor : frontend_.read(op_, argument, first_argument_, array, strided, owners_);
+  if (!tensor.defined()) return frontend_.read(op_, argument, first_argument_, array, strided, owners_);
+  if (direct_count_ < direct_.size()) direct_[direct_count_++] = {array, tensor};
+  return tensor;
 }
 
 Tensor Call::required_input(const char* argument, py::handle array) {
@@ -24,7 +35,15 @@ Tensor Call::output(const char* argument, DType dtype, std::initializer_list<std
 }
 
 Tensor Call::output_like(const char* argument, const Tensor& like) {
-  return like.defined() ? output(argument, like.dtype, like.rank, like.sizes.data()) : Tensor{};
+  if (!like.defined()) return {};
+  for (std::size_t i = 0; i < direct_count_ && like.is_contiguous(); ++i) {
+    if (!same_array(direct_[i].tensor, like)) continue;
+    py::object array;
+    const Tensor tensor = frontend_.allocate_like(op_, argument, like, direct_[i].array, array);
+    outputs_.append(std::move(array));
+    return tensor;
+  }
+  return output(argument, like.dtype, like.rank, like.sizes.data());
 }
 
 Tensor Call::output(const char* argument, DType dtype, int rank, const std::int64_t* sizes) {
@@ -57,8 +76,9 @@ void* Call::workspace(std::int64_t bytes) {
 
 void register_frontend(py::module_& module) {
   py::class_<Frontend>(module, "Frontend", "An array framework, as its module in frontends describes it.")
-      .def(py::init<py::type, py::function, py::function, const py::tuple&>(), py::arg("array_type"),
-           py::arg("describe"), py::arg("allocate"), py::arg("direct_types"));
+      .def(py::init<py::type, py::function, py::function, const py::tuple&, py::object>(),
+           py::arg("array_type"), py::arg("describe"), py::arg("allocate"),
+           py::arg("direct_types") = py::tuple(), py::arg("allocate_like") = py::none());
 }
 
 }  // namespace megalodon::bindings

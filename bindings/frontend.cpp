@@ -86,12 +86,16 @@ std::string type_name(py::handle type) {
 }  // namespace
 
 Frontend::Frontend(py::type array_type, py::function describe, py::function allocate,
-                   const py::tuple& direct_types)
+                   const py::tuple& direct_types, py::object allocate_like)
     : array_type_(std::move(array_type)),
       describe_(std::move(describe)),
       allocate_(std::move(allocate)),
-      direct_types_(direct_types) {
+      direct_types_(direct_types),
+      allocate_like_(std::move(allocate_like)) {
   if (direct_types_.empty()) return;
+  if (PyCallable_Check(allocate_like_.ptr()) == 0) {
+    throw py::type_error("allocate_like: expected a function beside direct_types");
+  }
   const auto capsule = py::reinterpret_borrow<py::capsule>(direct_types_[0].attr(kTableAttribute));
   table_ = capsule.get_pointer<const dlpack::ExchangeTable>();
   while (table_ != nullptr && table_->major != dlpack::kMajorVersion) table_ = table_->previous;
@@ -153,19 +157,34 @@ Tensor Frontend::allocate(const char* op, const char* argument, DType dtype, int
   py::tuple shape(rank);
   for (int axis = 0; axis < rank; ++axis) shape[static_cast<std::size_t>(axis)] = sizes[axis];
   array = allocate_(shape, static_cast<int>(dtype));
+  return checked_output(op, argument, dtype, rank, sizes, array);
+}
+
+Tensor Frontend::allocate_like(const char* op, const char* argument, const Tensor& like, py::handle source,
+                               py::object& array) const {
+  array = allocate_like_(source);
+  return checked_output(op, argument, like.dtype, like.rank, like.sizes.data(), array);
+}
+
+Tensor Frontend::checked_output(const char* op, const char* argument, DType dtype, int rank,
+                                const std::int64_t* sizes, py::object& array) const {
+  const auto refuse = [&](Error::Kind kind, const std::string& got) {
+    throw Error(kind, op, argument,
+                std::string("a writeable contiguous aligned ") + name(dtype) +
+                    " array of the requested shape from allocate",
+                got);
+  };
   Tensor tensor = read_directly(array, false, true);
   if (Description description; !tensor.defined() && description.read(array)) {
     tensor = description.tensor;
     array = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(array.ptr(), 0));
   }
-  const std::string expected = std::string("a writeable contiguous aligned ") + name(dtype) +
-                               " array of the requested shape from allocate";
-  if (!tensor.defined()) throw Error(Error::Kind::type, op, argument, expected, "none");
+  if (!tensor.defined()) refuse(Error::Kind::type, "none");
   bool fits = tensor.rank == rank && tensor.dtype == dtype && tensor.is_contiguous() && tensor.is_aligned() &&
               (tensor.data != nullptr || tensor.numel() == 0);
   for (int axis = 0; fits && axis < rank; ++axis) fits = tensor.size(axis) == sizes[axis];
-  if (!fits) throw Error(Error::Kind::value, op, argument, expected, shape_string(tensor));
-  if (!tensor.writeable) throw Error(Error::Kind::value, op, argument, expected, "a read-only array");
+  if (!fits) refuse(Error::Kind::value, shape_string(tensor));
+  if (!tensor.writeable) refuse(Error::Kind::value, "a read-only array");
   return tensor;
 }
 

@@ -18,10 +18,12 @@ namespace py = pybind11;
 //     (array, address, dtype, device_type, device_index, writeable, shape, strides in elements)
 // whose array owns the memory. allocate(shape, dtype) makes an uninitialized output, as a description or as
 // an array of one of `direct_types`. Instances of exactly these types are read without Python where nothing
-// is unusual about them; their type offers DLPack's exchange table.
+// is unusual about them; their type offers DLPack's exchange table. allocate_like(array) makes an output of
+// the shape and type of one of them.
 class Frontend {
  public:
-  Frontend(py::type array_type, py::function describe, py::function allocate, const py::tuple& direct_types);
+  Frontend(py::type array_type, py::function describe, py::function allocate, const py::tuple& direct_types,
+           py::object allocate_like);
 
   // The array as it is, or an undefined Tensor where only describe() can tell. A `fresh` array comes from
   // allocate() and needs no look at what DLPack does not tell.
@@ -32,14 +34,20 @@ class Frontend {
   // A new array, and the Python object that the caller is to be given.
   Tensor allocate(const char* op, const char* argument, DType dtype, int rank, const std::int64_t* sizes,
                   py::object& array) const;
+  // The same of the shape and type of `like`, which was read directly from `source`: the shorter way.
+  Tensor allocate_like(const char* op, const char* argument, const Tensor& like, py::handle source,
+                       py::object& array) const;
 
  private:
+  Tensor checked_output(const char* op, const char* argument, DType dtype, int rank,
+                        const std::int64_t* sizes, py::object& array) const;
   bool is_plain(py::handle array, const Tensor& tensor) const;
 
   py::type array_type_;
   py::function describe_;
   py::function allocate_;
   py::tuple direct_types_;
+  py::object allocate_like_;
   const dlpack::ExchangeTable* table_ = nullptr;
   py::str is_neg_ = "is_neg", untyped_storage_ = "untyped_storage", data_ptr_ = "data_ptr",
           nbytes_ = "nbytes";

@@ -50,7 +50,7 @@ class Flat:
             assert op == self.spec.name
             return described.get(name, lambda given: given)(describe(array))
 
-        frontend = _core.Frontend(np.ndarray, describe_changed, allocate, ())
+        frontend = _core.Frontend(np.ndarray, describe_changed, allocate)
         return self.spec.kernels.forward(frontend, threads, *self.inputs.values(), *self.attributes)
 
 

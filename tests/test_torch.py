@@ -4,7 +4,7 @@ import pytest
 import torch
 from calls import ACTIVATIONS, OPERATORS, cotangents, example
 from frontends import PLACE, TORCH
-from megalodon_core import ops
+from megalodon_core import _core, ops
 from megalodon_core.frontends import torch as torch_frontend
 from tolerance import assert_all_close, assert_bitwise_equal
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +69,25 @@ def test_tensors_without_an_exchange_table(op, monkeypatch):
     result = TORCH.run(call, drawn)
     assert_bitwise_equal(result.outputs, expected.outputs)
     assert_bitwise_equal(result.gradients, expected.gradients)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch before 2.10")
+def test_tensors_that_are_read_directly_are_allocated_directly():
+    with pytest.raises(TypeError, match="allocate_like: expected a function beside direct_types"):
+        _core.Frontend(torch.Tensor, torch_frontend._describe, torch.empty, (torch.Tensor,))
+
+
+def test_outputs_have_the_type_of_tensors_whatever_the_inputs_are():
+    """What is made like a parameter is a tensor, and views of one memory each have an output of their own."""
+    parameter = torch.nn.Parameter(torch.ones(4, 6, device=PLACE.type))
+    with torch.no_grad():
+        y = ops.silu_mul(parameter, parameter)
+        row = ops.silu_mul(parameter[0], parameter[0])
+        weighted = ops.rms_norm(parameter, parameter[0])
+    assert [type(result) for result in (y, row, weighted)] == 3 * [torch.Tensor]
+    assert not y.requires_grad
+    assert [result.shape for result in (y, row, weighted)] == [(4, 6), (6,), (4, 6)]
+    assert torch.equal(y[0], row)
 
 
 def test_a_profile_names_the_operators():

@@ -7,7 +7,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import median
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from torch import Tensor
 
 S = TypeVar("S", int, str)
 
+DIRECTIONS = ("forward", "backward")
 FEW_FAULTS = 1000  # page faults of 4 KiB
 
 LENGTHS = (4096, 16384, 65536, 262144)
@@ -133,8 +135,9 @@ def stream() -> dict[str, float]:
 def threads() -> dict[str, float]:
     """`threads.<op>.<direction>.<B>`: one thread's time over that of two; L is 4096 / B.
 
-    `threads.<op>.<direction>.most`, for what memory bounds: one thread's time at B = 1 over the copy of its
-    tensors by two threads, which is the most that two could gain.
+    `threads.<op>.<direction>.most` is the most that two could gain at B = 1. For what memory bounds that is
+    one thread's time over the copy of its tensors by two, for the others what torch's matrix product gains
+    when it is run in turn with them.
     """
     figures: dict[str, float] = {}
     for case in OWN:
@@ -142,10 +145,17 @@ def threads() -> dict[str, float]:
             continue
         for batch, length in ((1, 4096), (8, 512)):
             samples = warm(samples_of(case, replace(FULL, batch=batch, length=length)))
-            found = _settings(samples, (1, 2), torch.set_num_threads, 2)
-            for direction, times in found.items():
-                figures[f"threads.{case.operator}.{direction}.{batch}"] = times[1] / times[2]
-            if batch == 1 and case.floor.unit == "copy":
+            product = warm((ceilings.gemm(torch.float32, product=1e9),))
+            found = _settings(samples + product, (1, 2), torch.set_num_threads, 2)
+            gain = {part: times[1] / times[2] for part, times in found.items()}
+            for direction in DIRECTIONS:
+                figures[f"threads.{case.operator}.{direction}.{batch}"] = gain[direction]
+            if batch > 1:
+                continue
+            if case.floor.unit != "copy":
+                for direction in DIRECTIONS:
+                    figures[f"threads.{case.operator}.{direction}.most"] = gain["product"]
+            else:
                 moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
                 copies = warm(ceilings.copy(torch.float32, **moved))
                 for parts in interleave(dict(enumerate(copies)), 0.2).values():
@@ -163,8 +173,9 @@ def instruction_sets() -> dict[str, float]:
     for case in OWN:
         samples = warm(samples_of(case, replace(FULL, length=2048)))
         found = _settings(samples, (*others, best), runtime.set_isa, best)
-        for direction, times in found.items():
+        for direction in DIRECTIONS:
             for name in others:
+                times = found[direction]
                 figures[f"isa.{case.operator}.{direction}.{name}"] = times[name] / times[best]
     return figures
 
@@ -172,7 +183,7 @@ def instruction_sets() -> dict[str, float]:
 def _settings(
     samples: tuple[Sample, ...], settings: Iterable[S], use: Callable[[S], object], usual: S
 ) -> dict[str, dict[S, float]]:
-    """Median seconds of forward and backward under each setting, in turn: direction -> setting -> seconds."""
+    """Median seconds of the samples' parts under each setting, in turn: part -> setting -> seconds."""
 
     def under(setting: S, sample: Sample) -> Sample:
         def run() -> dict[str, float]:
@@ -187,34 +198,38 @@ def _settings(
         )
     finally:
         use(usual)
-    found: dict[str, dict[S, float]] = {"forward": {}, "backward": {}}
+    found: dict[str, dict[S, float]] = defaultdict(dict)
     for (setting, _), parts in taken.items():
-        for direction, times in found.items():
-            if direction in parts:
-                times[setting] = median(parts[direction])
+        for part, times in parts.items():
+            found[part][setting] = median(times)
     return found
 
 
 class OnlyAllocates(torch.autograd.Function):
-    """The least that an operator written in Python can do under autograd."""
+    """The least that an operator of two inputs, written in Python, can do under autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.empty(x.shape)
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.empty_like(a)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        return dy
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return torch.empty_like(a), torch.empty_like(b)
 
 
-def least_overhead() -> Iterator[tuple[str, float]]:
-    """`least.<part>`: microseconds of an operator in Python that makes its output and does nothing else."""
-    x = torch.zeros(1, requires_grad=True)
-    calls = {"forward": lambda: torch.empty((1,)), "recorded": lambda: OnlyAllocates.apply(x)}
+def least_overhead() -> dict[str, float]:
+    """`least.<part>`: microseconds of an operator in Python that makes its outputs and does nothing else."""
+    a, b, dy = (torch.zeros(1, 128, 64, requires_grad=wanted) for wanted in (True, True, False))
+    calls: dict[str, Callable[[], object]] = {
+        "forward": lambda: torch.empty_like(dy),
+        "recorded": lambda: OnlyAllocates.apply(a, b),
+        "both": lambda: torch.autograd.grad(OnlyAllocates.apply(a, b), (a, b), dy),
+    }
     samples = {part: stopwatch("seconds", call) for part, call in calls.items()}
-    for part, taken in interleave(samples, 0.4, most=1000).items():
-        yield f"least.{part}", median(taken["seconds"]) * 1e6
+    taken = interleave(samples, 0.4, most=1000)
+    return {f"least.{part}": median(times["seconds"]) * 1e6 for part, times in taken.items()}
 
 
 def little() -> dict[str, float]:
@@ -222,7 +237,7 @@ def little() -> dict[str, float]:
 
     `eager.<op>.<part>`: PyTorch's own time, in microseconds.
     """
-    figures = dict(least_overhead())
+    figures: dict[str, float] = {}
     for case in OWN:
         sides = {
             "ours": warm(samples_of(case, SMALL)),
@@ -239,7 +254,7 @@ def little() -> dict[str, float]:
             for part, values in interleave({"": sample}, 0.2, most=1000)[""].items():
                 if part in ("forward", "recorded"):
                     figures[f"overhead.{case.operator}.{part}"] = median(values) * 1e6
-    return figures
+    return figures | least_overhead()
 
 
 if __name__ == "__main__":

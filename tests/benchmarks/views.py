@@ -87,7 +87,7 @@ VIEWS = (
         ),
     ),
     View(
-        "one thread's time over two threads', B = 1 and 8, and the most that memory lets two gain at B = 1;\n"
+        "one thread's time over two threads', B = 1 and 8, and the most that two can gain at B = 1;\n"
         "time of instruction sets over AVX-512's",
         tuple(f"{op}.{part}" for op in _OPERATORS for part in ("forward", "backward")),
         (
@@ -107,14 +107,16 @@ VIEWS = (
             ("autograd us", "overhead.{}.recorded"),
             ("PyTorch us", "eager.{}.forward"),
             ("autograd us", "eager.{}.recorded"),
+            ("fwd + bwd us", "eager.{}.both"),
             ("ratio", "small.{}.forward"),
             ("autograd", "small.{}.recorded"),
             ("fwd + bwd", "small.{}.both"),
         ),
     ),
     View(
-        "microseconds of torch.empty, and of an autograd function in Python that does nothing else",
+        "microseconds of torch.empty_like at that size, and of an autograd function of two inputs in Python\n"
+        "that does nothing else",
         ("least",),
-        (("no_grad us", "{}.forward"), ("autograd us", "{}.recorded")),
+        (("no_grad us", "{}.forward"), ("autograd us", "{}.recorded"), ("fwd + bwd us", "{}.both")),
     ),
 )

@@ -99,6 +99,24 @@ def test_one_token(op, frontend, dtype, rtol, ndim, padded):
     assert_matches_reference(frontend, example(op, dtype, tokens=tokens, dim=19, ndim=ndim), rtol)
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_array_is_the_channels_of_small_ones(dtype, frontend):
+    """Outputs of 8 MiB and more are written past the caches; the channels of a part are computed alone."""
+    dim = 256
+    length = 1 + 2**23 // (dim * dtype.itemsize)
+    call = example("cema", dtype, tokens=Tokens(batch=1, length=length), dim=dim, ndim=2)
+    drawn = cotangents(frontend.forward(call))
+    whole = frontend.run(call, drawn)
+    for part in torch.arange(dim).split(96):
+        part_of = {name: call.inputs[name][part] for name in ("p", "q", "gamma", "omega")}
+        part_of |= {"x": call.inputs["x"][..., part], "initial_state": call.inputs["initial_state"][:, part]}
+        own = {"y": drawn["y"][..., part], "state": drawn["state"][:, part]}
+        result = frontend.run(call.with_inputs(**part_of), own)
+        assert torch.equal(result.outputs["y"], whole.outputs["y"][..., part])
+        assert torch.equal(result.gradients["x"], whole.gradients["x"][..., part])
+
+
 def test_ema_is_cema_with_real_coefficients(frontend):
     real = example("ema", torch.float64)
     names = ("q", "gamma", "initial_state")

@@ -71,7 +71,7 @@ class _Call:
             )
 
     def run(self, direction: str, *arguments: Any) -> tuple[Any, ...]:
-        frontend = _core.Frontend(self.array_type, self.describe, self.allocate, ())
+        frontend = _core.Frontend(self.array_type, self.describe, self.allocate)
         if self.device[0] == _CPU:
             kernel = getattr(self.spec.kernels, direction)
             found: tuple[Any, ...] = kernel(frontend, runtime.num_threads(), *arguments)

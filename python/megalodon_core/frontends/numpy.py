@@ -56,7 +56,7 @@ def _allocate(shape: tuple[int, ...], code: int) -> tuple[Any, ...]:
     return _description(empty(shape, code))
 
 
-_FRONTEND = _core.Frontend(Array, _describe, _allocate, ())
+_FRONTEND = _core.Frontend(Array, _describe, _allocate)
 
 
 def forward(

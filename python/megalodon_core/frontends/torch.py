@@ -78,8 +78,10 @@ def make_frontend(direct: bool, device: str = "cpu") -> _core.Frontend:
     def describe_new(shape: tuple[int, ...], code: int) -> tuple[Any, ...]:
         return _description(empty(shape, code, place))
 
-    types = (torch.Tensor, torch.nn.Parameter) if direct else ()
-    return _core.Frontend(Array, partial(_describe, device), allocate if direct else describe_new, types)
+    describe = partial(_describe, device)
+    if not direct:
+        return _core.Frontend(Array, describe, describe_new)
+    return _core.Frontend(Array, describe, allocate, (torch.Tensor, torch.nn.Parameter), torch.empty_like)
 
 
 _DIRECT = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")

@@ -37,6 +37,7 @@ class Operator(Generic[P, R]):
     ) -> None:
         functools.update_wrapper(self, arguments)
         self.spec = spec
+        self._kinds = tuple(kind for _, kind in spec.attributes)
         self._arguments = arguments
         self._pack = pack
         self._gradients = gradients
@@ -69,15 +70,11 @@ class Operator(Generic[P, R]):
         return f"<operator megalodon_core.ops.{self.spec.name}>"
 
     def _checked(self, call: Call) -> tuple[Any, ...]:
-        if not call.attributes:
-            return ()
-        pairs = zip(self.spec.attributes, call.attributes, strict=True)
-        return tuple(
-            [
-                value if kind is float and type(value) is float else number(self.spec.name, name, kind, value)
-                for (name, kind), value in pairs
-            ]
-        )
+        values = call.attributes
+        if not values or (int not in self._kinds and tuple(map(type, values)) == self._kinds):
+            return values
+        pairs = zip(self.spec.attributes, values, strict=True)
+        return tuple(number(self.spec.name, name, kind, value) for (name, kind), value in pairs)
 
 
 def operator(

@@ -29,10 +29,10 @@ inline void silu_mul_forward(const SiluMulForward& op, int threads) {
     const T* gate = op.gate.as<const T>();
     const T* value = op.value.as<const T>();
     T* y = op.y.as<T>();
-    for_elements<Acc<T>>(op.y.numel(), goes_past_cache<T>(op.y), threads,
+    for_elements<Acc<T>>(op.y.numel(), goes_past_cache(op.y), threads,
                          [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                            const auto g = lanes.read(gate + i);
-                           output.write(lanes, y + i, g * sigmoid(g) * lanes.read(value + i));
+                           output.write(lanes, y + i, g * sigmoid_for<T>(g) * lanes.read(value + i));
                          });
   });
 }
@@ -47,11 +47,11 @@ inline void silu_mul_backward(const SiluMulBackward& op, int threads) {
     const T* dy = op.dy.as<const T>();
     T* dgate = op.dgate.as<T>();
     T* dvalue = op.dvalue.as<T>();
-    const bool past_cache = goes_past_cache<T>(op.dgate) && goes_past_cache<T>(op.dvalue);
+    const bool past_cache = goes_past_cache(op.dgate) && goes_past_cache(op.dvalue);
     for_elements<Acc<T>>(op.dgate.numel(), past_cache, threads,
                          [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                            const auto g = lanes.read(gate + i), d = lanes.read(dy + i);
-                           const auto s = sigmoid(g);
+                           const auto s = sigmoid_for<T>(g);
                            const auto silu = g * s;
                            output.write(lanes, dgate + i, d * lanes.read(value + i) * (s + silu * (1 - s)));
                            output.write(lanes, dvalue + i, d * silu);
@@ -68,7 +68,7 @@ inline void two_hop_residual_forward(const TwoHopResidualForward& op, int thread
     const T* residual = op.residual.as<const T>();
     T* y = op.y.as<T>();
     if (!op.alpha.defined()) {
-      for_elements<Acc<T>>(op.y.numel(), goes_past_cache<T>(op.y), threads,
+      for_elements<Acc<T>>(op.y.numel(), goes_past_cache(op.y), threads,
                            [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                              output.write(lanes, y + i, lanes.read(residual + i) + lanes.read(branch + i));
                            });
@@ -77,7 +77,7 @@ inline void two_hop_residual_forward(const TwoHopResidualForward& op, int thread
     const A* alpha = op.alpha.as<const A>();
     const RowShape shape = row_shape(op.branch);
     const int parts = threads_for_elements(threads, shape.rows * shape.dim);
-    with_output(goes_past_cache<T>(op.y), [&](auto output) {
+    with_output(goes_past_cache(op.y), [&](auto output) {
       for_row_parts(shape.rows, parts, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
           for_vectors<A>(shape.dim, [=, first = row * shape.dim](auto lanes, std::int64_t c,
@@ -101,7 +101,7 @@ inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int thre
     const T* dy = op.dy.as<const T>();
     T* dbranch = op.dbranch.as<T>();
     if (!op.alpha.defined()) {
-      for_elements<Acc<T>>(op.dbranch.numel(), goes_past_cache<T>(op.dbranch), threads,
+      for_elements<Acc<T>>(op.dbranch.numel(), goes_past_cache(op.dbranch), threads,
                            [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
                              output.write(lanes, dbranch + i, lanes.read(dy + i));
                            });
@@ -111,7 +111,7 @@ inline void two_hop_residual_backward(const TwoHopResidualBackward& op, int thre
     const RowShape shape = row_shape(op.branch);
     const int parts = threads_for_elements(threads, shape.rows * shape.dim);
     const ColumnSums<A> sums(parts, padded_to_vector<A>(shape.dim));
-    with_output(goes_past_cache<T>(op.dbranch), [&](auto output) {
+    with_output(goes_past_cache(op.dbranch), [&](auto output) {
       for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
         A* dalpha = sums.block(part);
         for (std::int64_t row = begin; row < end; ++row) {

@@ -62,7 +62,7 @@ struct NormInput {
     }
   }
 
-  // To be called for every vector before read is.
+  // To be called for every vector of row r before others read it `again`.
   template <class Lanes>
   Vec<A> read_first(const Lanes lanes, int r, std::int64_t c, int slot) const {
     x[r].prefetch_next(c, slot);
@@ -74,10 +74,11 @@ struct NormInput {
     if constexpr (kKeeps) lanes.write(kept[r] + c, value);
     return value;
   }
-  template <class Lanes>
-  Vec<A> read(const Lanes lanes, int r, std::int64_t c) const {
-    if constexpr (kKeeps) return lanes.read(kept[r] + c);
-    return lanes.read(x[r].data + c);
+  auto again(int r) const {
+    if constexpr (kKeeps)
+      return static_cast<const A*>(kept[r]);
+    else
+      return x[r].data;
   }
 };
 
@@ -99,25 +100,31 @@ class KeptRows {
 
 // The normalized row is (input - mean) * scale + shift, without mean and shift where the norm does not
 // centre.
-template <bool kCenter, class A, int kRows>
+template <bool kCenter, class A>
 struct RowStatistics {
-  A mean[kRows] = {}, scale[kRows], shift[kRows];
+  A mean = 0, scale = 0, shift = 0;
 
-  Vec<A> normalize(int r, Vec<A> value) const {
-    if constexpr (kCenter) return (value - mean[r]) * scale[r] + shift[r];
-    return value * scale[r];
+  Vec<A> normalize(Vec<A> value) const {
+    if constexpr (kCenter) return (value - mean) * scale + shift;
+    return value * scale;
   }
+};
+
+template <bool kCenter, class A, int kRows>
+struct RowsStatistics {
+  RowStatistics<kCenter, A> row[kRows];
 };
 
 // The variance is the mean square around the mean, in a second pass over the row: the difference of two large
 // sums would lose every digit when the mean is large beside the deviation. What rounding of the mean leaves,
 // the mean of the centred row, is taken out of both.
 template <bool kCenter, class T, bool kResidual, int kRows, class A = Acc<T>>
-inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidual, kRows> input,
-                                                     std::int64_t dim, double eps) {
+__attribute__((always_inline)) inline RowsStatistics<kCenter, A, kRows> measure_rows(
+    const NormInput<T, kResidual, kRows> input, std::int64_t dim, double eps) {
   const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
-  RowStatistics<kCenter, A, kRows> statistics;
+  RowsStatistics<kCenter, A, kRows> statistics;
   SlotSums<A> sum[kRows], squares[kRows];
+  A mean[kRows] = {};
   for_vectors<A>(dim,
                  [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
@@ -131,13 +138,13 @@ inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidua
                  });
   if constexpr (kCenter) {
     unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-      statistics.mean[r] = sum[r].total() * inverse;
+      mean[r] = sum[r].total() * inverse;
       sum[r] = {};
     });
     for_vectors<A>(dim,
                    [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                      unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-                       const Vec<A> deviation = lanes.keep(input.read(lanes, r, c) - statistics.mean[r]);
+                       const Vec<A> deviation = lanes.keep(lanes.read(input.again(r) + c) - mean[r]);
                        sum[r].slot[slot] += deviation;
                        squares[r].slot[slot] += deviation * deviation;
                      });
@@ -146,8 +153,8 @@ inline RowStatistics<kCenter, A, kRows> measure_rows(const NormInput<T, kResidua
   unroll<kRows>([&](auto r) __attribute__((always_inline)) {
     const A remainder = kCenter ? sum[r].total() * inverse : A(0);
     const A mean_square = squares[r].total() * inverse - remainder * remainder;
-    statistics.scale[r] = 1 / square_root(mean_square + static_cast<A>(eps));
-    statistics.shift[r] = -remainder * statistics.scale[r];
+    const A scale = 1 / square_root(mean_square + static_cast<A>(eps));
+    statistics.row[r] = {mean[r], scale, -remainder * scale};
   });
   return statistics;
 }
@@ -168,7 +175,7 @@ inline void norm_forward_as(const NormForward& op, const RowShape& shape, int th
   const A *weight = affine.weight(), *bias = affine.bias();
   const int parts = threads_for_elements(threads, shape.rows * dim);
   const KeptRows<T, kResidual> kept(parts, dim);
-  const bool past_cache = goes_past_cache<T>(op.y);
+  const bool past_cache = goes_past_cache(op.y);
   for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
     for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
       constexpr int rows = decltype(count)::value;
@@ -176,10 +183,12 @@ inline void norm_forward_as(const NormForward& op, const RowShape& shape, int th
       const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
       unroll<rows>([&](auto r) __attribute__((always_inline)) {
         const Row<T> y(op.y, row + r, end, dim, rows);
+        const auto* in = input.again(r);
+        const auto row_statistics = statistics.row[r];
         with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
           for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
             output.prefetch_next(y, c, slot);
-            const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
+            const Vec<A> n = row_statistics.normalize(lanes.read(in + c));
             output.write(lanes, y.data + c, n * lanes.read(weight + c) + lanes.read(bias + c));
           });
         });
@@ -205,7 +214,7 @@ inline void differentiate_rows(const NormBackward& op, A* kept, bool past_cache,
                    const Vec<A> w = lanes.read(weight + c);
                    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
                      dy[r].prefetch_next(c, slot);
-                     const Vec<A> n = lanes.keep(statistics.normalize(r, input.read(lanes, r, c)));
+                     const Vec<A> n = lanes.keep(statistics.row[r].normalize(lanes.read(input.again(r) + c)));
                      const Vec<A> d = lanes.read(dy[r].data + c);
                      const Vec<A> g = d * w;
                      weight_sum += d * n;
@@ -220,13 +229,16 @@ inline void differentiate_rows(const NormBackward& op, A* kept, bool past_cache,
     const A mean = kCenter ? sum[r].total() * inverse : A(0);
     const A projection = product[r].total() * inverse;
     // A row of one element is its own mean, which rounding must not bring to light.
-    const A scale = kCenter && dim == 1 ? A(0) : statistics.scale[r];
+    const A scale = kCenter && dim == 1 ? A(0) : statistics.row[r].scale;
     const Row<T> dx(op.dx, row + r, end, dim, kRows);
+    const auto* in = input.again(r);
+    const auto row_statistics = statistics.row[r];
+    const Row<const T> dy_row = dy[r];
     with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
       for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
         output.prefetch_next(dx, c, slot);
-        const Vec<A> n = statistics.normalize(r, input.read(lanes, r, c));
-        const Vec<A> g = lanes.read(dy[r].data + c) * lanes.read(weight + c);
+        const Vec<A> n = row_statistics.normalize(lanes.read(in + c));
+        const Vec<A> g = lanes.read(dy_row.data + c) * lanes.read(weight + c);
         output.write(lanes, dx.data + c, (g - (n * projection + mean)) * scale);
       });
     });
@@ -241,7 +253,7 @@ inline void norm_backward_as(const NormBackward& op, const RowShape& shape, int 
   const int parts = threads_for_elements(threads, shape.rows * dim);
   const ColumnSums<A> weight_sums(parts, pitch), bias_sums(parts, pitch);
   const KeptRows<T, kResidual> kept(parts, dim);
-  const bool past_cache = goes_past_cache<T>(op.dx);
+  const bool past_cache = goes_past_cache(op.dx);
   for_row_parts(shape.rows, parts, [&](std::int64_t part, std::int64_t begin, std::int64_t end) {
     A *dweight = weight_sums.block(part), *dbias = bias_sums.block(part);
     for_row_pairs(begin, end, [&](std::int64_t row, auto count) {

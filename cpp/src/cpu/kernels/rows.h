@@ -142,14 +142,18 @@ struct PastCache {
   }
 };
 
+// Elements of an array that make a vector of their accumulation type.
+inline std::int64_t lanes_of(DType dtype) { return dtype == DType::float64 ? kLanes<double> : kLanes<float>; }
+
 // Whether every vector of the array's rows is aligned, and the array too large to be worth its room in cache.
-template <class T>
 inline bool goes_past_cache(const Tensor& array) {
-  constexpr std::int64_t kLeastBytes = 8 << 20, lanes = kLanes<Acc<T>>;
-  constexpr auto vector_bytes = static_cast<std::uintptr_t>(lanes * sizeof(T));
-  bool aligned = reinterpret_cast<std::uintptr_t>(array.as<T>()) % vector_bytes == 0;
+  constexpr std::int64_t kLeastBytes = 8 << 20;
+  const std::int64_t size = item_size(array.dtype);
+  const std::int64_t lanes = lanes_of(array.dtype);
+  bool aligned =
+      reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(lanes * size) == 0;
   for (int axis = 0; axis < array.rank - 1; ++axis) aligned &= array.stride(axis) % lanes == 0;
-  return aligned && array.numel() * static_cast<std::int64_t>(sizeof(T)) >= kLeastBytes;
+  return aligned && array.numel() * size >= kLeastBytes;
 }
 
 template <class F>

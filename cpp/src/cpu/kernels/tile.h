@@ -2,7 +2,7 @@
 // accumulation type. Padding, packing, strides and 16-bit types end here: kernels see dense tiles only.
 #pragma once
 
-#include "cpu/kernels/parallel.h"
+#include "cpu/kernels/rows.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
@@ -28,16 +28,19 @@ inline void load_tile_as(const Tensor& from, const Sequence& sequence, std::int6
 
 template <class A, class T>
 inline void store_tile_as(const Tensor& to, const Sequence& sequence, std::int64_t first, std::int64_t count,
-                          std::int64_t channel, std::int64_t width, const A* from, std::int64_t pitch) {
+                          std::int64_t channel, std::int64_t width, const A* from, std::int64_t pitch,
+                          bool past_cache) {
   constexpr int lanes = kLanes<A>;
   T* base = to.as<T>() + sequence.row * to.stride(0) + channel;
-  for (std::int64_t j = 0; j < count; ++j) {
-    T* row = base + position_of(sequence, first + j) * to.stride(1);
-    const A* in = from + j * pitch;
-    std::int64_t c = 0;
-    for (; c + lanes <= width; c += lanes) store(row + c, load(in + c));
-    if (c < width) store_partial(row + c, load(in + c), width - c);
-  }
+  with_output(past_cache, [&](auto output) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      T* row = base + position_of(sequence, first + j) * to.stride(1);
+      const A* in = from + j * pitch;
+      std::int64_t c = 0;
+      for (; c + lanes <= width; c += lanes) output.write(AllLanes<A>{}, row + c, load(in + c));
+      if (c < width) store_partial(row + c, load(in + c), width - c);
+    }
+  });
 }
 
 template <class A>
@@ -51,16 +54,48 @@ inline void load_tile(const Tensor& from, const Sequence& sequence, std::int64_t
   });
 }
 
+// Past the caches only where goes_past_cache(to), and from a channel that is a multiple of a vector.
 template <class A>
 inline void store_tile(const Tensor& to, const Sequence& sequence, std::int64_t first, std::int64_t count,
-                       std::int64_t channel, std::int64_t width, const A* from, std::int64_t pitch) {
+                       std::int64_t channel, std::int64_t width, const A* from, std::int64_t pitch,
+                       bool past_cache = false) {
   with_storage(to.dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     if constexpr (std::is_same_v<Acc<T>, A>) {
-      store_tile_as<A, T>(to, sequence, first, count, channel, width, from, pitch);
+      store_tile_as<A, T>(to, sequence, first, count, channel, width, from, pitch, past_cache);
     }
   });
 }
+
+// Brings the memory of the tile that will be loaded next towards the core, a few rows at a time between
+// pieces of work on the tile at hand. Its rows lie a row of the array apart, where the machine would not look
+// ahead.
+class TileAhead {
+ public:
+  // `count` may be less than 1 where no tile follows.
+  TileAhead(const Tensor& from, const Sequence& sequence, std::int64_t first, std::int64_t count,
+            std::int64_t channel, std::int64_t width)
+      : sequence_(&sequence),
+        token_(first),
+        end_(first + count),
+        row_bytes_(width * item_size(from.dtype)),
+        step_(from.stride(1) * item_size(from.dtype)),
+        base_(static_cast<const char*>(from.data) +
+              (sequence.row * from.stride(0) + channel) * item_size(from.dtype)) {}
+
+  void bring(std::int64_t rows) {
+    constexpr std::int64_t kLine = 64;
+    for (; rows > 0 && token_ < end_; --rows, ++token_) {
+      const char* row = base_ + position_of(*sequence_, token_) * step_;
+      for (std::int64_t i = 0; i < row_bytes_; i += kLine) prefetch(row + i);
+    }
+  }
+
+ private:
+  const Sequence* sequence_;
+  std::int64_t token_, end_, row_bytes_, step_;
+  const char* base_;
+};
 
 // Writes 0 at the padded positions of a contiguous (B, L, ...) output, which no sequence visits.
 inline void zero_padding(const Tensor& output, const SequenceSpan& sequences, int threads) {

@@ -54,7 +54,7 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
   const Workspaces<TimestepForwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
   const GroupPairs before(blocks.count(), groups.count);
   const Relay relay(blocks.count());
-  const bool past_cache = goes_past_cache<T>(op.y, groups);
+  const bool past_cache = goes_past_cache(op.y, groups);
   parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];

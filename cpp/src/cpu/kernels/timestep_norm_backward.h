@@ -219,7 +219,7 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
   const auto after = [&](std::int64_t i) { return LaterSums{later[i].mean, later[i].squares}; };
   find_statistics<kVectors, T>(op, sequences, groups, blocks, spaces, before);
   const Relay relay(blocks.count());
-  const bool past_cache = goes_past_cache<T>(op.dx, groups);
+  const bool past_cache = goes_past_cache(op.dx, groups);
   parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t step) {
     const std::int64_t i = blocks.count() - 1 - step;
     const TokenBlock& block = blocks[i];

@@ -68,9 +68,8 @@ struct RowsAhead {
 };
 
 // Rows that are not whole vectors are copied in pieces, and in cache.
-template <class T>
 inline bool goes_past_cache(const Tensor& array, const Groups& groups) {
-  return groups.in_whole_vectors(kLanes<Acc<T>>) && goes_past_cache<T>(array);
+  return groups.in_whole_vectors(lanes_of(array.dtype)) && goes_past_cache(array);
 }
 
 // f(row) fills the row of a token of the output.

@@ -1,5 +1,5 @@
 // Transcendental functions of one vector. Errors in units in the last place, subnormal results included:
-// exp 1.1, sigmoid 2.5, sin and cos 1.5.
+// exp 1.1, sigmoid 2.5, sin and cos 1.5. What a 16-bit type will round anyway is had cheaper: sigmoid_for.
 #pragma once
 
 #include <type_traits>
@@ -75,7 +75,7 @@ inline VecD scale_exp(VecD value, VecD, VecD n) {
 // In two halves, because n itself may lie outside the exponents of normal numbers where the result does not.
 template <class Bits, class V>
 inline V scale_exp(V value, V shifted, V) {
-  using C = ExpConstants<std::remove_reference_t<decltype(value[0])> >;
+  using C = ExpConstants<std::remove_reference_t<decltype(value[0])>>;
   const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(splat(C::round));
   const Bits half = exponent >> 1;
   const V first = bit_cast<V>((half + C::exponent_bias) << C::mantissa_bits);
@@ -87,8 +87,7 @@ inline V scale_exp(V value, V shifted, V) {
 template <class A, class Bits>
 inline Vec<A> exp_as(Vec<A> x) {
   using C = ExpConstants<A>;
-  x = x < splat(C::lowest) ? splat(C::lowest) : x;  // these comparisons keep a NaN
-  x = x > splat(C::highest) ? splat(C::highest) : x;
+  x = min(splat(C::highest), max(splat(C::lowest), x));  // in this order they keep a NaN
   const Vec<A> shifted = x * C::log2_e + C::round;
   const Vec<A> n = shifted - C::round;
   const Vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
@@ -100,12 +99,69 @@ inline Vec<A> exp_as(Vec<A> x) {
 inline VecF exp(VecF x) { return exp_as<float, VecI>(x); }
 inline VecD exp(VecD x) { return exp_as<double, VecL>(x); }
 
-// 1 / (1 + e^-x), accurate in both tails.
+// 2^t for t <= 0 with a relative error of 2^-18.5, and what rounding t adds to it: 2^-17.3 at t = -126.
+// The polynomial is the one of degree 4 with the least relative error on [0, 1], where t - floor(t) lies.
+inline VecF coarse_exp2(VecF t) {
+  const auto polynomial = [](VecF r) {
+    VecF p = splat(0x1.bb7cd4p-7f);
+    p = p * r + 0x1.aa13f0p-5f;
+    p = p * r + 0x1.ee798ap-3f;
+    p = p * r + 0x1.62d166p-1f;
+    return p * r + 0x1.00002cp+0f;
+  };
+#if defined(__AVX512DQ__)
+  constexpr int kDown = _MM_FROUND_TO_NEG_INF;
+  const VecF r = bit_cast<VecF>(_mm512_maskz_reduce_ps(0xffff, bit_cast<__m512>(t), kDown));
+  return scale_exp<VecI>(polynomial(r), t, t);  // it takes the floor of its exponent
+#else
+  using C = ExpConstants<float>;
+  t = max(splat(C::lowest * C::log2_e), t);
+  const VecF shifted = (t - 0.5f) + C::round;
+  const VecF n = shifted - C::round;
+  return scale_exp<VecI>(polynomial(t - n), shifted, n);
+#endif
+}
+
+// -|x|, by its bits.
+template <class V>
+inline V minus_magnitude(V x) {
+  using A = std::remove_reference_t<decltype(x[0])>;
+  return bit_cast<V>(bit_cast<VecL>(x) | bit_cast<VecL>(splat(-A{})));
+}
+
+// 1 / value for values of [1, 2].
+inline VecF reciprocal(VecF value) {
+#if defined(__AVX512F__)
+  // 14 bits, and one step of Newton's for the others: a division takes as long as ten multiplications.
+  const VecF r = bit_cast<VecF>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(value)));
+  return r + r * (1.0f - value * r);
+#else
+  return 1.0f / value;
+#endif
+}
+inline VecD reciprocal(VecD value) { return 1.0 / value; }
+
+// 1 / (1 + e^-x) given e = e^-|x|, accurate in both tails.
+template <class V>
+inline V sigmoid_by(V x, V e) {
+  const V r = reciprocal(e + 1);
+  return x < V{} ? e * r : r;
+}
+
+// 1 / (1 + e^-x)
 template <class V>
 inline V sigmoid(V x) {
-  const V zero = {};
-  const V e = exp(x < zero ? x : -x);
-  return (x < zero ? e : zero + 1) / (e + 1);
+  return sigmoid_by(x, exp(minus_magnitude(x)));
+}
+
+// The same, as exact as an array of T can tell.
+template <class T>
+inline Vec<Acc<T>> sigmoid_for(Vec<Acc<T>> x) {
+  if constexpr (sizeof(T) == 2) {
+    return sigmoid_by(x, coarse_exp2(minus_magnitude(x) * ExpConstants<float>::log2_e));
+  } else {
+    return sigmoid(x);
+  }
 }
 
 // sin(x) and cos(x) by their Taylor series at x - n pi / 2, |.| <= pi / 4. Meant for angles below 1e6; n pi /

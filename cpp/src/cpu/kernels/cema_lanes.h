@@ -1,0 +1,154 @@
+// What a job of the moving average works on: a block of channels and a range of sequences, so that parameter
+// gradients need no atomics. Time is cut into tiles that stay in the first-level cache.
+#pragma once
+
+#include "cpu/kernels/tile.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+inline constexpr std::int64_t kCemaTile = 64;      // tokens; backward keeps the state before each tile
+inline constexpr std::int64_t kCemaChannels = 64;  // channels of a job, at most
+inline constexpr int kCemaScanGroup = 4;           // EMA dims whose state is in registers
+inline constexpr int kCemaReverseGroup = 2;
+
+enum CemaCoefficient { kP, kQRe, kQIm, kGammaRe, kGammaIm, kCemaCoefficientCount };
+
+// How (channel, sequence) space is cut into jobs. Depends on the shape and the thread count only.
+struct CemaPlan {
+  std::int64_t channels, blocks, groups;
+
+  CemaPlan(std::int64_t dim, std::int64_t sequences, std::int64_t lanes, int threads) {
+    const std::int64_t wanted = threads > 1 ? 2 * threads : 1;
+    channels = kCemaChannels;
+    while (channels > lanes && (dim + channels - 1) / channels < wanted) channels /= 2;
+    blocks = (dim + channels - 1) / channels;
+    groups = blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
+    if (groups > sequences) groups = sequences;
+  }
+  std::int64_t jobs() const { return blocks * groups; }
+};
+
+// Between two tokens of a tile. One vector more than the channels, or a column of a tile would fall into a
+// quarter of the sets of the first-level cache, and a few columns would not fit.
+template <class A>
+inline std::int64_t cema_tile_pitch(std::int64_t channels) {
+  return channels + kLanes<A>;
+}
+
+// The part of the arrays that one job sees: lanes of `width` channels from `channel` on, as dense vectors.
+template <class A>
+struct CemaLanes {
+  static constexpr int W = kLanes<A>;
+  bool real;
+  std::int64_t channel, width, ndim, vectors;
+
+  CemaLanes(const Cema& op, const CemaPlan& plan, std::int64_t block)
+      : real(op.real), channel(block * plan.channels), ndim(op.p.size(1)), vectors(plan.channels / W) {
+    const std::int64_t left = op.x.size(2) - channel;
+    width = left < plan.channels ? left : plan.channels;
+  }
+
+  std::int64_t pitch() const { return vectors * W; }
+  std::int64_t tile_pitch() const { return cema_tile_pitch<A>(pitch()); }
+  std::int64_t state_size() const { return ndim * 2 * pitch(); }
+
+  // Tile `tile` of a sequence <-> tokens[kCemaTile][tile_pitch].
+  static std::int64_t tokens_of(const Sequence& sequence, std::int64_t tile) {
+    return clamp(sequence.length - tile * kCemaTile, 0, kCemaTile);
+  }
+  void load_tokens(const Tensor& from, const Sequence& sequence, std::int64_t tile, A* tokens) const {
+    load_tile(from, sequence, tile * kCemaTile, tokens_of(sequence, tile), channel, width, tokens,
+              tile_pitch());
+  }
+  void store_tokens(const A* tokens, const Tensor& to, const Sequence& sequence, std::int64_t tile,
+                    bool past_cache) const {
+    store_tile(to, sequence, tile * kCemaTile, tokens_of(sequence, tile), channel, width, tokens,
+               tile_pitch(), past_cache);
+  }
+  // A tile that is loaded after the one at hand, if there is one; to be told of each scan of that one.
+  TileAhead ahead(const Tensor& from, const Sequence& sequence, std::int64_t tile) const {
+    return {from, sequence, tile * kCemaTile, tile < 0 ? 0 : tokens_of(sequence, tile), channel, width};
+  }
+  // Rows of the next tile to bring at each of the scans of a tile.
+  std::int64_t rows_ahead() const {
+    const std::int64_t groups = ndim / kCemaScanGroup + ndim % kCemaScanGroup;
+    const std::int64_t scans = groups * ((width + W - 1) / W);
+    return (kCemaTile + scans - 1) / scans;
+  }
+
+  // Reads part (0 real, 1 imaginary) of a contiguous (D, N) or (D, N, parts) array into to[ndim][pitch] with
+  // the given distance between two EMA dims.
+  void gather(const A* from, int parts, int part, A* to, std::int64_t step) const {
+    for (std::int64_t k = 0; k < ndim; ++k) {
+      for (std::int64_t c = 0; c < pitch(); ++c) {
+        const bool present = c < width && part < parts && from != nullptr;
+        to[k * step + c] = present ? from[((channel + c) * ndim + k) * parts + part] : A(0);
+      }
+    }
+  }
+
+  template <class From>
+  void scatter(const From* from, std::int64_t step, A* to, int parts, int part) const {
+    if (part >= parts) return;
+    for (std::int64_t k = 0; k < ndim; ++k) {
+      for (std::int64_t c = 0; c < width; ++c) {
+        to[((channel + c) * ndim + k) * parts + part] = static_cast<A>(from[k * step + c]);
+      }
+    }
+  }
+
+  int parts() const { return real ? 1 : 2; }
+
+  // state[ndim][2][pitch] <-> row `index` of a (count, D, N, 2) array; an absent array reads as zeros.
+  void load_state(const Tensor& from, std::int64_t index, A* state) const {
+    const A* row = from.defined() ? from.as<const A>() + index * from.stride(0) : nullptr;
+    for (int part = 0; part < 2; ++part) gather(row, parts(), part, state + part * pitch(), 2 * pitch());
+  }
+  void store_state(const A* state, const Tensor& to, std::int64_t index) const {
+    A* row = to.as<A>() + index * to.stride(0);
+    for (int part = 0; part < 2; ++part) scatter(state + part * pitch(), 2 * pitch(), row, parts(), part);
+  }
+
+  // coefficients[ndim][kCemaCoefficientCount][pitch]
+  void load_coefficients(const Cema& op, A* to) const {
+    const std::int64_t step = kCemaCoefficientCount * pitch();
+    gather(op.p.as<const A>(), 1, 0, to + kP * pitch(), step);
+    gather(op.q.as<const A>(), parts(), 0, to + kQRe * pitch(), step);
+    gather(op.q.as<const A>(), parts(), 1, to + kQIm * pitch(), step);
+    gather(op.gamma.as<const A>(), parts(), 0, to + kGammaRe * pitch(), step);
+    gather(op.gamma.as<const A>(), parts(), 1, to + kGammaIm * pitch(), step);
+  }
+
+  void load_omega(const Tensor& omega, A* to) const {
+    for (std::int64_t c = 0; c < pitch(); ++c) {
+      to[c] = omega.defined() && c < width ? omega.as<const A>()[channel + c] : A(0);
+    }
+  }
+};
+
+template <class A>
+inline const A* cema_coefficient(const A* coefficients, std::int64_t pitch, std::int64_t k, int which) {
+  return coefficients + (k * kCemaCoefficientCount + which) * pitch;
+}
+
+// Calls f(k, K) over all EMA dims in groups of Group, then one by one; K is an integral constant.
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+template <int Group, class F>
+inline void for_groups(std::int64_t count, const F& f) {
+  std::int64_t k = 0;
+  for (; k + Group <= count; k += Group) f(k, Constant<Group>{});
+  for (; k < count; ++k) f(k, Constant<1>{});
+}
+
+// Sequences [begin, end) of group g.
+template <class F>
+inline void for_sequences(const SequenceSpan& sequences, const CemaPlan& plan, std::int64_t group,
+                          const F& f) {
+  const std::int64_t end = sequences.count * (group + 1) / plan.groups;
+  for (std::int64_t i = sequences.count * group / plan.groups; i < end; ++i) f(i, sequences.data[i]);
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET

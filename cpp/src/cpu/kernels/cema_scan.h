@@ -1,0 +1,113 @@
+// The scan over time of complex exponential moving averages, vectorised over channels, forward.
+//
+// Within a tile the EMA dims are taken a few at a time, so that their states and coefficients stay in
+// registers.
+#pragma once
+
+#include "cpu/kernels/cema_lanes.h"
+
+namespace megalodon::cpu::MEGALODON_TARGET {
+
+// Runs K EMA dims from k on over `count` tokens of one vector of channels, updating their state.
+// With kOutput, adds sum_k Re(gamma_k h_k) to y. With kKeep, writes the state before each token, and after
+// the last one, to history[count + 1][K][2][W].
+template <class A, int K, bool kOutput, bool kKeep>
+inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t tile_pitch, const A* coefficients,
+                      A* state, std::int64_t pitch, std::int64_t k, A* history) {
+  constexpr int W = kLanes<A>;
+  Vec<A> hr[K], hi[K], p[K], qr[K], qi[K], gr[K], gi[K];
+  for (int j = 0; j < K; ++j) {
+    hr[j] = load(state + (k + j) * 2 * pitch);
+    hi[j] = load(state + (k + j) * 2 * pitch + pitch);
+    p[j] = load(cema_coefficient(coefficients, pitch, k + j, kP));
+    qr[j] = load(cema_coefficient(coefficients, pitch, k + j, kQRe));
+    qi[j] = load(cema_coefficient(coefficients, pitch, k + j, kQIm));
+    gr[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaRe));
+    gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
+  }
+  for (std::int64_t t = 0; t < count; ++t) {
+    const Vec<A> xt = load(x + t * tile_pitch);
+    Vec<A> yt = kOutput ? load(y + t * tile_pitch) : Vec<A>{};
+#pragma GCC unroll 4
+    for (int j = 0; j < K; ++j) {
+      if constexpr (kKeep) {
+        store(history + (t * K + j) * 2 * W, hr[j]);
+        store(history + (t * K + j) * 2 * W + W, hi[j]);
+      }
+      const Vec<A> re = p[j] * xt + qr[j] * hr[j] - qi[j] * hi[j];  // p x first: it does not wait for h
+      hi[j] = qr[j] * hi[j] + qi[j] * hr[j];
+      hr[j] = re;
+      if constexpr (kOutput) yt = yt + gr[j] * hr[j] - gi[j] * hi[j];
+    }
+    if constexpr (kOutput) store(y + t * tile_pitch, yt);
+  }
+  for (int j = 0; j < K; ++j) {
+    if constexpr (kKeep) {
+      store(history + (count * K + j) * 2 * W, hr[j]);
+      store(history + (count * K + j) * 2 * W + W, hi[j]);
+    }
+    store(state + (k + j) * 2 * pitch, hr[j]);
+    store(state + (k + j) * 2 * pitch + pitch, hi[j]);
+  }
+}
+
+// All EMA dims and all vectors of a tile.
+template <class A, bool kOutput>
+inline void cema_scan_tile(const CemaLanes<A>& lanes, const A* x, A* y, std::int64_t count,
+                           const A* coefficients, A* state, TileAhead ahead) {
+  const std::int64_t rows_ahead = lanes.rows_ahead();
+  for (std::int64_t c = 0; c < lanes.width; c += kLanes<A>) {
+    for_groups<kCemaScanGroup>(lanes.ndim, [&](std::int64_t k, auto group) {
+      ahead.bring(rows_ahead);
+      cema_scan<A, decltype(group)::value, kOutput, false>(x + c, kOutput ? y + c : nullptr, count,
+                                                           lanes.tile_pitch(), coefficients + c, state + c,
+                                                           lanes.pitch(), k, nullptr);
+    });
+  }
+}
+
+// to = omega * from over a tile
+template <class A>
+inline void cema_skip(const CemaLanes<A>& lanes, const A* omega, const A* from, A* to, std::int64_t count) {
+  for (std::int64_t t = 0; t < count; ++t) {
+    for (std::int64_t c = 0; c < lanes.pitch(); c += kLanes<A>) {
+      const std::int64_t i = t * lanes.tile_pitch() + c;
+      store(to + i, load(omega + c) * load(from + i));
+    }
+  }
+}
+
+template <class A>
+inline void cema_forward_as(const CemaForward& op, const SequenceSpan& sequences, int threads) {
+  const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, threads);
+  const std::int64_t pitch = plan.channels, ndim = op.p.size(1);
+  const std::int64_t tile_size = kCemaTile * cema_tile_pitch<A>(pitch);
+  const std::int64_t per_thread = pitch * (ndim * (kCemaCoefficientCount + 2) + 1) + 2 * tile_size;
+  const bool past_cache = goes_past_cache(op.y);
+  Scratch<A> scratch(per_thread * threads);
+  parallel_for(plan.jobs(), threads, [&](std::int64_t job) {
+    const CemaLanes<A> lanes(op, plan, job % plan.blocks);
+    A* coefficients = scratch.data() + thread_index() * per_thread;
+    A* state = coefficients + ndim * kCemaCoefficientCount * pitch;
+    A* omega = state + lanes.state_size();
+    A* x = omega + pitch;
+    A* y = x + tile_size;
+    lanes.load_coefficients(op, coefficients);
+    lanes.load_omega(op.omega, omega);
+    for_sequences(sequences, plan, job / plan.blocks, [&](std::int64_t index, const Sequence& sequence) {
+      lanes.load_state(op.initial_state, index, state);
+      for (std::int64_t tile = 0; tile * kCemaTile < sequence.length; ++tile) {
+        const std::int64_t count = lanes.tokens_of(sequence, tile);
+        lanes.load_tokens(op.x, sequence, tile, x);
+        cema_skip(lanes, omega, x, y, count);
+        cema_scan_tile<A, true>(lanes, x, y, count, coefficients, state,
+                                lanes.ahead(op.x, sequence, tile + 1));
+        lanes.store_tokens(y, op.y, sequence, tile, past_cache);
+      }
+      lanes.store_state(state, op.state, index);
+    });
+  });
+  zero_padding(op.y, sequences, threads);
+}
+
+}  // namespace megalodon::cpu::MEGALODON_TARGET
