@@ -67,6 +67,7 @@ struct Description {
       const bool counted = !__builtin_mul_overflow(elements, tensor.sizes[at], &elements);
       if (failed() || tensor.sizes[at] < 0 || !counted) return false;
     }
+    tensor.normalize_strides();
     return true;
   }
 
@@ -124,6 +125,7 @@ Tensor Frontend::read_directly(py::handle array, bool strided, bool fresh) const
     tensor.sizes[axis] = view.shape[axis];
     tensor.strides[axis] = view.strides[axis];
   }
+  tensor.normalize_strides();
   const bool walkable = tensor.is_contiguous() || (strided && dense_last_axis(tensor));
   return walkable && tensor.is_aligned() && (fresh || is_plain(array, tensor)) ? tensor : Tensor{};
 }
@@ -171,7 +173,7 @@ Tensor Frontend::checked_output(const char* op, const char* argument, DType dtyp
   const auto refuse = [&](Error::Kind kind, const std::string& got) {
     throw Error(kind, op, argument,
                 std::string("a writeable contiguous aligned ") + name(dtype) +
-                    " array of the requested shape from allocate",
+                    " array of the requested shape from allocate or allocate_like",
                 got);
   };
   Tensor tensor = read_directly(array, false, true);

@@ -19,7 +19,7 @@ namespace py = pybind11;
 // whose array owns the memory. allocate(shape, dtype) makes an uninitialized output, as a description or as
 // an array of one of `direct_types`. Instances of exactly these types are read without Python where nothing
 // is unusual about them; their type offers DLPack's exchange table. allocate_like(array) makes an output of
-// the shape and type of one of them.
+// the shape and type of one of them, faster than allocate does.
 class Frontend {
  public:
   Frontend(py::type array_type, py::function describe, py::function allocate, const py::tuple& direct_types,

@@ -86,6 +86,8 @@ def test_outputs_have_the_type_of_tensors_whatever_the_inputs_are():
         weighted = ops.rms_norm(parameter, parameter[0])
     assert [type(result) for result in (y, row, weighted)] == 3 * [torch.Tensor]
     assert not y.requires_grad
+    column = torch.ones(1, 6, device=PLACE.type).t()
+    assert ops.silu_mul(column, column).stride() == (1, 1)
     assert [result.shape for result in (y, row, weighted)] == [(4, 6), (6,), (4, 6)]
     assert torch.equal(y[0], row)
 

@@ -39,6 +39,13 @@ bool Tensor::is_contiguous() const {
   return true;
 }
 
+void Tensor::normalize_strides() {
+  std::int64_t dense = 1;
+  for (auto axis = static_cast<std::size_t>(rank); axis-- > 0; dense = sizes[axis] * strides[axis]) {
+    if (sizes[axis] == 1) strides[axis] = dense;
+  }
+}
+
 bool Tensor::is_aligned() const {
   return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(item_size(dtype)) == 0;
 }

@@ -135,9 +135,9 @@ def stream() -> dict[str, float]:
 def threads() -> dict[str, float]:
     """`threads.<op>.<direction>.<B>`: one thread's time over that of two; L is 4096 / B.
 
-    `threads.<op>.<direction>.most` is the most that two could gain at B = 1. For what memory bounds that is
-    one thread's time over the copy of its tensors by two, for the others what torch's matrix product gains
-    when it is run in turn with them.
+    `threads.<op>.<direction>.limit`, at B = 1: for what memory bounds, the most that two could gain, which is
+    one thread's time over the copy of its tensors by two; for the others, what torch's matrix product gains,
+    run in turn with them.
     """
     figures: dict[str, float] = {}
     for case in OWN:
@@ -145,23 +145,25 @@ def threads() -> dict[str, float]:
             continue
         for batch, length in ((1, 4096), (8, 512)):
             samples = warm(samples_of(case, replace(FULL, batch=batch, length=length)))
-            product = warm((ceilings.gemm(torch.float32, product=1e9),))
-            found = _settings(samples + product, (1, 2), torch.set_num_threads, 2)
+            bound_by_memory = case.floor.unit == "copy"
+            if batch == 1 and not bound_by_memory:
+                samples += warm((ceilings.gemm(torch.float32, product=1e9),))
+            found = _settings(samples, (1, 2), torch.set_num_threads, 2)
             gain = {part: times[1] / times[2] for part, times in found.items()}
             for direction in DIRECTIONS:
                 figures[f"threads.{case.operator}.{direction}.{batch}"] = gain[direction]
             if batch > 1:
                 continue
-            if case.floor.unit != "copy":
+            if not bound_by_memory:
                 for direction in DIRECTIONS:
-                    figures[f"threads.{case.operator}.{direction}.most"] = gain["product"]
+                    figures[f"threads.{case.operator}.{direction}.limit"] = gain["product"]
             else:
                 moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
                 copies = warm(ceilings.copy(torch.float32, **moved))
                 for parts in interleave(dict(enumerate(copies)), 0.2).values():
                     for direction, values in parts.items():
                         most = found[direction][1] / median(values)
-                        figures[f"threads.{case.operator}.{direction}.most"] = most
+                        figures[f"threads.{case.operator}.{direction}.limit"] = most
     return figures
 
 

@@ -5,11 +5,11 @@ from types import ModuleType
 from typing import Any
 
 import frontends
-import megalodon_core.frontends.numpy
-import megalodon_core.frontends.torch
 import numpy as np
 import pytest
 import torch
+from megalodon_core.frontends import numpy as numpy_frontend
+from megalodon_core.frontends import torch as torch_frontend
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,21 +27,24 @@ def every_isa(isa: str) -> None:
 def poisoned_memory() -> Iterator[None]:
     """Outputs start as NaN, or -1 where they are integers: what no kernel wrote is never near enough."""
     with pytest.MonkeyPatch.context() as patch:
-        poison(patch, megalodon_core.frontends.numpy, lambda array: array.view(np.uint8).fill(0xFF))
-        poison(patch, megalodon_core.frontends.torch, lambda tensor: tensor.view(torch.uint8).fill_(0xFF))
+        poison(patch, numpy_frontend, "empty", lambda array: array.view(np.uint8).fill(0xFF))
+        for name in ("empty", "empty_like"):
+            poison(patch, torch_frontend, name, lambda tensor: tensor.view(torch.uint8).fill_(0xFF))
+        for name, device in (("_frontend", "cpu"), ("_cuda_frontend", "cuda")):
+            patch.setattr(torch_frontend, name, torch_frontend.make_frontend(torch_frontend._DIRECT, device))
         yield
 
 
-def poison(patch: pytest.MonkeyPatch, frontend: ModuleType, fill: Callable[[Any], Any]) -> None:
-    empty = frontend.empty
+def poison(patch: pytest.MonkeyPatch, frontend: ModuleType, name: str, fill: Callable[[Any], Any]) -> None:
+    make = getattr(frontend, name)
 
-    def poisoned(shape: tuple[int, ...], code: int, *device: torch.device) -> Any:
-        array = empty(shape, code, *device)
-        if 0 not in shape:
+    def poisoned(*description: Any) -> Any:
+        array = make(*description)
+        if 0 not in array.shape:
             fill(array)
         return array
 
-    patch.setattr(frontend, "empty", poisoned)
+    patch.setattr(frontend, name, poisoned)
 
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -105,7 +105,7 @@ def test_a_large_array_is_the_channels_of_small_ones(dtype, frontend):
     """Outputs of 8 MiB and more are written past the caches; the channels of a part are computed alone."""
     dim = 256
     length = 1 + 2**23 // (dim * dtype.itemsize)
-    call = example("cema", dtype, tokens=Tokens(batch=1, length=length), dim=dim, ndim=2)
+    call = example("cema", dtype, tokens=Tokens(batch=1, length=length), dim=dim, ndim=5)
     drawn = cotangents(frontend.forward(call))
     whole = frontend.run(call, drawn)
     for part in torch.arange(dim).split(96):

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from calls import ACTIVATIONS, SEQUENCE_OPERATORS, STATES, Call, cotangents
+from calls import ACTIVATIONS, SEQUENCE_OPERATORS, STATES, Call, Tokens, cotangents, example
 from frontends import Arrays
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, calls, packed, padded
-from tolerance import assert_all_close
+from tolerance import assert_all_close, assert_bitwise_equal
 from torch import Tensor
 
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -142,6 +142,24 @@ def test_nothing_but_padding_returns_the_state(op, frontend, data, dtype):
     assert_state_passed_through(call, outputs, gradients, drawn, slice(None))
     for name, x in gradients.items():
         assert x is None or name in STATES[op] or not x.any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_stride_of_a_single_token_means_nothing(op, frontend, dtype):
+    """Arrays (B, 1, ...) whose axis of time has the stride of the whole batch, with padding in some rows."""
+
+    def time_major(x: Tensor) -> Tensor:
+        first = x.new_empty((1, x.shape[0], *x.shape[2:]))
+        return first.copy_(x.transpose(0, 1)).transpose(0, 1)
+
+    call = example(op, dtype, tokens=Tokens(batch=4, length=1))
+    call = call.with_options(padding_mask=torch.tensor([[True], [False], [True], [False]]))
+    drawn = cotangents(frontend.forward(call))
+    odd = call.with_inputs(**{name: time_major(call.inputs[name]) for name in ACTIVATIONS[op]})
+    assert all(odd.inputs[name].stride(1) > odd.inputs[name].stride(0) for name in ACTIVATIONS[op])
+    expected, result = frontend.run(call, drawn), frontend.run(odd, drawn | {"y": time_major(drawn["y"])})
+    assert_bitwise_equal(result.outputs, expected.outputs)
+    assert_bitwise_equal(result.gradients, expected.gradients)
 
 
 def joined(call: Call, parts: list[Arrays]) -> Arrays:

@@ -39,6 +39,9 @@ struct Tensor {
   bool is_contiguous() const;
   bool is_aligned() const;  // to its own elements
 
+  // Gives axes of one element, whose strides mean nothing, those of a dense array.
+  void normalize_strides();
+
   template <class T>
   T* as() const {
     return static_cast<T*>(data);

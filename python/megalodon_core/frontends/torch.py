@@ -68,6 +68,10 @@ def empty(shape: tuple[int, ...], code: int, device: torch.device = _CPU) -> tor
     return torch.empty(shape, dtype=_DTYPES[code], device=device)
 
 
+# The same of the shape, type and device of another tensor.
+empty_like = partial(torch.empty_like, memory_format=torch.contiguous_format)
+
+
 def make_frontend(direct: bool, device: str = "cpu") -> _core.Frontend:
     """torch for the core: `direct` where torch offers DLPack's exchange table, which older releases lack."""
     place = torch.device(device)
@@ -81,7 +85,7 @@ def make_frontend(direct: bool, device: str = "cpu") -> _core.Frontend:
     describe = partial(_describe, device)
     if not direct:
         return _core.Frontend(Array, describe, describe_new)
-    return _core.Frontend(Array, describe, allocate, (torch.Tensor, torch.nn.Parameter), torch.empty_like)
+    return _core.Frontend(Array, describe, allocate, (torch.Tensor, torch.nn.Parameter), empty_like)
 
 
 _DIRECT = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")

@@ -106,6 +106,8 @@ def _tuple(op: str, argument: str, value: Any, fields: Sequence[str]) -> tuple[A
 
 def number(op: str, name: str, kind: type, value: Any) -> Any:
     """An attribute as a float, or as an int of 64 bits."""
+    if kind is float and type(value) is float:
+        return value
     if kind is int and type(value) is int and -(2**63) <= value < 2**63:
         return value
     expected = "an integer" if kind is int else "a number"

@@ -26,6 +26,11 @@ struct CemaPlan {
     if (groups > sequences) groups = sequences;
   }
   std::int64_t jobs() const { return blocks * groups; }
+
+  // Whether jobs write an array past the caches: not where two of them share a cache line of it.
+  bool writes_past_cache(const Tensor& array) const {
+    return goes_past_cache(array) && channels * item_size(array.dtype) % kCacheLine == 0;
+  }
 };
 
 // Between two tokens of a tile. One vector more than the channels, or a column of a tile would fall into a
@@ -65,11 +70,10 @@ struct CemaLanes {
     store_tile(to, sequence, tile * kCemaTile, tokens_of(sequence, tile), channel, width, tokens,
                tile_pitch(), past_cache);
   }
-  // A tile that is loaded after the one at hand, if there is one; to be told of each scan of that one.
+  // What brings the tile that follows, if there is one: rows_ahead() rows of it at every scan of a tile.
   TileAhead ahead(const Tensor& from, const Sequence& sequence, std::int64_t tile) const {
     return {from, sequence, tile * kCemaTile, tile < 0 ? 0 : tokens_of(sequence, tile), channel, width};
   }
-  // Rows of the next tile to bring at each of the scans of a tile.
   std::int64_t rows_ahead() const {
     const std::int64_t groups = ndim / kCemaScanGroup + ndim % kCemaScanGroup;
     const std::int64_t scans = groups * ((width + W - 1) / W);

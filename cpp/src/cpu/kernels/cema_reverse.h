@@ -103,7 +103,7 @@ inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequenc
   const std::int64_t history_size = (kCemaTile + 1) * kCemaScanGroup * 2 * kLanes<A>;
   const std::int64_t per_thread = pitch * (ndim * kCemaCoefficientCount + 1) + 3 * tile_size + history_size +
                                   state_size * (checkpoints + 2);
-  const bool past_cache = goes_past_cache(op.dx);
+  const bool past_cache = plan.writes_past_cache(op.dx);
   Scratch<A> scratch(per_thread * threads);
   const std::int64_t block_size = cema_gradient_size(ndim, pitch);
   Scratch<double> gradients(block_size * plan.jobs());

@@ -1,7 +1,7 @@
 // The scan over time of complex exponential moving averages, vectorised over channels, forward.
 //
-// Within a tile the EMA dims are taken a few at a time, so that their states and coefficients stay in
-// registers.
+// Within a tile the EMA dims are taken a few at a time, so that their states stay in registers, and of 32
+// their coefficients too.
 #pragma once
 
 #include "cpu/kernels/cema_lanes.h"
@@ -83,7 +83,7 @@ inline void cema_forward_as(const CemaForward& op, const SequenceSpan& sequences
   const std::int64_t pitch = plan.channels, ndim = op.p.size(1);
   const std::int64_t tile_size = kCemaTile * cema_tile_pitch<A>(pitch);
   const std::int64_t per_thread = pitch * (ndim * (kCemaCoefficientCount + 2) + 1) + 2 * tile_size;
-  const bool past_cache = goes_past_cache(op.y);
+  const bool past_cache = plan.writes_past_cache(op.y);
   Scratch<A> scratch(per_thread * threads);
   parallel_for(plan.jobs(), threads, [&](std::int64_t job) {
     const CemaLanes<A> lanes(op, plan, job % plan.blocks);

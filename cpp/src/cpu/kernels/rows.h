@@ -11,6 +11,8 @@ inline int threads_for_elements(int threads, std::int64_t elements) {
   return useful_threads(threads, 4 * elements);
 }
 
+inline constexpr std::int64_t kCacheLine = 64;  // bytes
+
 inline float square_root(float value) { return __builtin_sqrtf(value); }
 inline double square_root(double value) { return __builtin_sqrt(value); }
 
@@ -153,7 +155,7 @@ inline bool goes_past_cache(const Tensor& array) {
   bool aligned =
       reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(lanes * size) == 0;
   for (int axis = 0; axis < array.rank - 1; ++axis) aligned &= array.stride(axis) % lanes == 0;
-  return aligned && array.numel() * size >= kLeastBytes;
+  return kCanStream && aligned && array.numel() * size >= kLeastBytes;
 }
 
 template <class F>

@@ -223,8 +223,14 @@ inline void store(float16* to, VecF value) {
   std::memcpy(to, &bits, sizeof(bits));
 }
 
-// The same past the caches, where the instruction set can: `to` is aligned to what is written, and other
-// threads see it after finish_streams().
+// The same past the caches, where the machine can: `to` is aligned to what is written, and other threads see
+// it after finish_streams().
+#if defined(__x86_64__)
+inline constexpr bool kCanStream = true;
+#else
+inline constexpr bool kCanStream = false;
+#endif
+
 template <class V>
 inline void stream_bits(void* to, V bits) {
 #if defined(__AVX512F__)
@@ -239,6 +245,8 @@ inline void stream_bits(void* to, V bits) {
 #endif
 #if defined(__x86_64__)
   if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(to), bit_cast<__m128i>(bits));
+  if constexpr (sizeof(V) == 8)
+    return _mm_stream_si64(static_cast<long long*>(to), bit_cast<long long>(bits));
 #endif
   std::memcpy(to, &bits, sizeof(bits));
 }

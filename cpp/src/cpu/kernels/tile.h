@@ -84,10 +84,9 @@ class TileAhead {
               (sequence.row * from.stride(0) + channel) * item_size(from.dtype)) {}
 
   void bring(std::int64_t rows) {
-    constexpr std::int64_t kLine = 64;
     for (; rows > 0 && token_ < end_; --rows, ++token_) {
       const char* row = base_ + position_of(*sequence_, token_) * step_;
-      for (std::int64_t i = 0; i < row_bytes_; i += kLine) prefetch(row + i);
+      for (std::int64_t i = 0; i < row_bytes_; i += kCacheLine) prefetch(row + i);
     }
   }
 

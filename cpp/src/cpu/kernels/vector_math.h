@@ -129,23 +129,23 @@ inline V minus_magnitude(V x) {
   return bit_cast<V>(bit_cast<VecL>(x) | bit_cast<VecL>(splat(-A{})));
 }
 
-// 1 / value for values of [1, 2].
-inline VecF reciprocal(VecF value) {
+// a / b for b of [1, 2].
+inline VecF quotient(VecF a, VecF b) {
 #if defined(__AVX512F__)
-  // 14 bits, and one step of Newton's for the others: a division takes as long as ten multiplications.
-  const VecF r = bit_cast<VecF>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(value)));
-  return r + r * (1.0f - value * r);
+  // 14 bits of 1 / b, and one step of Newton's for the others: a division takes as long as ten products.
+  const VecF r = bit_cast<VecF>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(b)));
+  return a * (r + r * (1.0f - b * r));
 #else
-  return 1.0f / value;
+  return a / b;
 #endif
 }
-inline VecD reciprocal(VecD value) { return 1.0 / value; }
+inline VecD quotient(VecD a, VecD b) { return a / b; }
 
 // 1 / (1 + e^-x) given e = e^-|x|, accurate in both tails.
 template <class V>
 inline V sigmoid_by(V x, V e) {
-  const V r = reciprocal(e + 1);
-  return x < V{} ? e * r : r;
+  const V zero = {};
+  return quotient(x < zero ? e : zero + 1, e + 1);
 }
 
 // 1 / (1 + e^-x)
