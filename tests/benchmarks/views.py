@@ -101,23 +101,23 @@ VIEWS = (
     ),
     View(
         "microseconds of a call with almost no work; plain PyTorch's microseconds at D = 64, L = 128, and\n"
-        "its time over ours",
+        "its time over ours; recorded: under autograd, both: with backward",
         _OPERATORS,
         (
-            ("no_grad us", "overhead.{}.forward"),
-            ("autograd us", "overhead.{}.recorded"),
+            ("call us", "overhead.{}.forward"),
+            ("recorded", "overhead.{}.recorded"),
             ("PyTorch us", "eager.{}.forward"),
-            ("autograd us", "eager.{}.recorded"),
-            ("fwd + bwd us", "eager.{}.both"),
+            ("recorded", "eager.{}.recorded"),
+            ("both", "eager.{}.both"),
             ("ratio", "small.{}.forward"),
-            ("autograd", "small.{}.recorded"),
-            ("fwd + bwd", "small.{}.both"),
+            ("recorded", "small.{}.recorded"),
+            ("both", "small.{}.both"),
         ),
     ),
     View(
         "microseconds of torch.empty_like at that size, and of an autograd function of two inputs in Python\n"
         "that does nothing else",
         ("least",),
-        (("no_grad us", "{}.forward"), ("autograd us", "{}.recorded"), ("fwd + bwd us", "{}.both")),
+        (("call us", "{}.forward"), ("recorded", "{}.recorded"), ("both", "{}.both")),
     ),
 )
