@@ -66,6 +66,22 @@ MEGALODON_DEVICE Band band_at(const Group<T>& op, int i) {
   return band;
 }
 
+// The tile of a band that a block works on, of a grid with one for every pair of them: its keys are [key, key
+// + kTile), and what is kept of it is tile `kept`.
+struct BandTile {
+  Band band;
+  int key;
+  std::int64_t kept;
+  bool exists;
+};
+
+template <class T>
+MEGALODON_DEVICE BandTile tile_of_block(const Group<T>& op) {
+  const int block = static_cast<int>(block_x()), j = block % op.key_tiles, key = j * kTile;
+  const Band band = band_at(op, block / op.key_tiles);
+  return {band, key, band.tile + j, band.exists && key < band.end};
+}
+
 // 128 lines of a chunk, from `first` on, as rows of a or as columns of b.
 template <class T>
 struct ChunkRows {
@@ -166,19 +182,19 @@ MEGALODON_KERNEL void score_tiles(Group<T> op) {
   SharedMemory memory;
   const BandMemory<T> shared = take_band<T>(memory);
   const AttentionArgs<T>& from = op.attention;
-  const Band band = band_at(op, static_cast<int>(block_x()) / op.key_tiles);
-  const int j = static_cast<int>(block_x()) % op.key_tiles, key = j * kTile;
-  if (!band.exists || key >= band.end) return;
+  const BandTile at = tile_of_block(op);
+  const Band& band = at.band;
+  if (!at.exists) return;
   Sums sums;
-  band_product(shared, band, key, from.key_dim, lines_of(from, band.chunk, from.q, from.key_dim),
+  band_product(shared, band, at.key, from.key_dim, lines_of(from, band.chunk, from.q, from.key_dim),
                lines_of(from, band.chunk, from.k, from.key_dim, from.initial_k), sums);
 
   float exponent[kPart / 8], sum[kPart / 8] = {};
-  mask_scores(op, band, key, sums, exponent);
+  mask_scores(op, band, at.key, sums, exponent);
   combine_rows(shared.scratch, exponent, larger_of_two);
 #pragma unroll
   for (int m = 0; m < kPart / 8; ++m) exponent[m] = exponent[m] == -INFINITY ? 0.0f : std::ceil(exponent[m]);
-  const Global<W> tile = weights_of<W>(op) + (band.tile + j) * kTileSize;
+  const Global<W> tile = weights_of<W>(op) + at.kept * kTileSize;
   each_pair(sums, [&](int m, int row, int column, float& x, float& y) {
     const float weights[2] = {std::exp2(x - exponent[m]), std::exp2(y - exponent[m])};
     W rounded[2];
@@ -188,7 +204,7 @@ MEGALODON_KERNEL void score_tiles(Group<T> op) {
     sum[m] += read(rounded[0]) + read(rounded[1]);
   });
   combine_rows(shared.scratch, sum, sum_of_two);
-  const std::int64_t rows = (band.tile + j) * kTile;
+  const std::int64_t rows = at.kept * kTile;
   each_row([&](int m, int row) {
     op.exponent[rows + row] = exponent[m];
     op.sum[rows + row] = sum[m];

@@ -22,14 +22,14 @@ MEGALODON_KERNEL void gradient_tiles(Group<T> op) {
   SharedMemory memory;
   const BandMemory<T> shared = take_band<T>(memory);
   const AttentionArgs<T>& from = op.attention;
-  const Band band = band_at(op, static_cast<int>(block_x()) / op.key_tiles);
-  const int j = static_cast<int>(block_x()) % op.key_tiles, key = j * kTile;
-  if (!band.exists || key >= band.end) return;
+  const BandTile at = tile_of_block(op);
+  const Band& band = at.band;
+  if (!at.exists) return;
   Sums sums;
-  band_product(shared, band, key, from.value_dim, lines_of(from, band.chunk, from.dy, from.value_dim),
+  band_product(shared, band, at.key, from.value_dim, lines_of(from, band.chunk, from.dy, from.value_dim),
                lines_of(from, band.chunk, from.v, from.value_dim, from.initial_v), sums);
 
-  const std::int64_t tile = (band.tile + j) * kTileSize, rows = (band.tile + j) * kTile;
+  const std::int64_t tile = at.kept * kTileSize, rows = at.kept * kTile;
   float factor[kPart / 8], total[kPart / 8], product[kPart / 8] = {};
   each_row([&](int m, int row) {
     factor[m] = read(op.factor[rows + row]);
@@ -63,12 +63,11 @@ MEGALODON_KERNEL void finish_means(Group<T> op) {
 
 template <class T>
 MEGALODON_KERNEL void score_gradients(Group<T> op) {
-  const Band band = band_at(op, static_cast<int>(block_x()) / op.key_tiles);
-  const int j = static_cast<int>(block_x()) % op.key_tiles;
-  if (!band.exists || j * kTile >= band.end) return;
-  const std::int64_t tile = (band.tile + j) * kTileSize;
+  const BandTile at = tile_of_block(op);
+  if (!at.exists) return;
+  const std::int64_t tile = at.kept * kTileSize;
   for (int e = thread_index() * kPiece; e < kTileSize; e += kProductThreads * kPiece) {
-    const float mean = op.mean[band.row + e / kTile];
+    const float mean = op.mean[at.band.row + e / kTile];
     float p[kPiece], dp[kPiece / 2];
     load(Global<const T>(op.p), tile + e, p);
 #pragma unroll

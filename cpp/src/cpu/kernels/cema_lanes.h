@@ -135,6 +135,22 @@ inline const A* cema_coefficient(const A* coefficients, std::int64_t pitch, std:
   return coefficients + (k * kCemaCoefficientCount + which) * pitch;
 }
 
+// Those of K EMA dims from k on, of one vector of channels.
+template <class A, int K>
+struct CemaGroup {
+  Vec<A> p[K], qr[K], qi[K], gr[K], gi[K];
+
+  CemaGroup(const A* coefficients, std::int64_t pitch, std::int64_t k) {
+    for (int j = 0; j < K; ++j) {
+      p[j] = load(cema_coefficient(coefficients, pitch, k + j, kP));
+      qr[j] = load(cema_coefficient(coefficients, pitch, k + j, kQRe));
+      qi[j] = load(cema_coefficient(coefficients, pitch, k + j, kQIm));
+      gr[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaRe));
+      gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
+    }
+  }
+};
+
 // Calls f(k, K) over all EMA dims in groups of Group, then one by one; K is an integral constant.
 template <int Value>
 struct Constant {

@@ -19,16 +19,12 @@ inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std
                          const A* coefficients, const A* history, A* carry, std::int64_t pitch,
                          std::int64_t k, double* sums) {
   constexpr int W = kLanes<A>;
-  Vec<A> cr[K], ci[K], p[K], qr[K], qi[K], gr[K], gi[K];
+  const CemaGroup<A, K> of(coefficients, pitch, k);
+  Vec<A> cr[K], ci[K];
   Vec<A> dp[K] = {}, dqr[K] = {}, dqi[K] = {}, dgr[K] = {}, dgi[K] = {};
   for (int j = 0; j < K; ++j) {
     cr[j] = load(carry + (k + j) * 2 * pitch);
     ci[j] = load(carry + (k + j) * 2 * pitch + pitch);
-    p[j] = load(cema_coefficient(coefficients, pitch, k + j, kP));
-    qr[j] = load(cema_coefficient(coefficients, pitch, k + j, kQRe));
-    qi[j] = load(cema_coefficient(coefficients, pitch, k + j, kQIm));
-    gr[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaRe));
-    gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
   }
   for (std::int64_t t = count - 1; t >= 0; --t) {
     const Vec<A> xt = load(x + t * tile_pitch), dyt = load(dy + t * tile_pitch);
@@ -37,16 +33,16 @@ inline void cema_reverse(const A* x, const A* dy, A* dx, std::int64_t count, std
     for (int j = 0; j < K; ++j) {
       const A* before = history + (t * Kept + j) * 2 * W;
       const A* after = before + Kept * 2 * W;
-      const Vec<A> lr = gr[j] * dyt + cr[j], li = ci[j] - gi[j] * dyt;
-      dxt += p[j] * lr;
+      const Vec<A> lr = of.gr[j] * dyt + cr[j], li = ci[j] - of.gi[j] * dyt;
+      dxt += of.p[j] * lr;
       dp[j] += lr * xt;
       dgr[j] += dyt * load(after);
       dgi[j] -= dyt * load(after + W);
       const Vec<A> hr = load(before), hi = load(before + W);
       dqr[j] = dqr[j] + lr * hr + li * hi;
       dqi[j] = dqi[j] + li * hr - lr * hi;
-      cr[j] = qr[j] * lr + qi[j] * li;
-      ci[j] = qr[j] * li - qi[j] * lr;
+      cr[j] = of.qr[j] * lr + of.qi[j] * li;
+      ci[j] = of.qr[j] * li - of.qi[j] * lr;
     }
     store(dx + t * tile_pitch, dxt);
   }

@@ -15,15 +15,11 @@ template <class A, int K, bool kOutput, bool kKeep>
 inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t tile_pitch, const A* coefficients,
                       A* state, std::int64_t pitch, std::int64_t k, A* history) {
   constexpr int W = kLanes<A>;
-  Vec<A> hr[K], hi[K], p[K], qr[K], qi[K], gr[K], gi[K];
+  const CemaGroup<A, K> of(coefficients, pitch, k);
+  Vec<A> hr[K], hi[K];
   for (int j = 0; j < K; ++j) {
     hr[j] = load(state + (k + j) * 2 * pitch);
     hi[j] = load(state + (k + j) * 2 * pitch + pitch);
-    p[j] = load(cema_coefficient(coefficients, pitch, k + j, kP));
-    qr[j] = load(cema_coefficient(coefficients, pitch, k + j, kQRe));
-    qi[j] = load(cema_coefficient(coefficients, pitch, k + j, kQIm));
-    gr[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaRe));
-    gi[j] = load(cema_coefficient(coefficients, pitch, k + j, kGammaIm));
   }
   for (std::int64_t t = 0; t < count; ++t) {
     const Vec<A> xt = load(x + t * tile_pitch);
@@ -34,10 +30,11 @@ inline void cema_scan(const A* x, A* y, std::int64_t count, std::int64_t tile_pi
         store(history + (t * K + j) * 2 * W, hr[j]);
         store(history + (t * K + j) * 2 * W + W, hi[j]);
       }
-      const Vec<A> re = p[j] * xt + qr[j] * hr[j] - qi[j] * hi[j];  // p x first: it does not wait for h
-      hi[j] = qr[j] * hi[j] + qi[j] * hr[j];
+      const Vec<A> re =
+          of.p[j] * xt + of.qr[j] * hr[j] - of.qi[j] * hi[j];  // p x first: it does not wait for h
+      hi[j] = of.qr[j] * hi[j] + of.qi[j] * hr[j];
       hr[j] = re;
-      if constexpr (kOutput) yt = yt + gr[j] * hr[j] - gi[j] * hi[j];
+      if constexpr (kOutput) yt = yt + of.gr[j] * hr[j] - of.gi[j] * hi[j];
     }
     if constexpr (kOutput) store(y + t * tile_pitch, yt);
   }
