@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/kernels/attention_rows.h"
-#include "cpu/kernels/groups.h"
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 

@@ -89,28 +89,32 @@ inline void for_groups(const Groups groups, const P prepare, const F f) {
   }
 }
 
-template <class V, int... i>
-inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (i / 2 + (i % 2) * static_cast<int>(sizeof...(i)))...);
+// Within each segment of kSegment lanes, the blocks of kBlock lanes that have an even (kOdd = 0) or odd number: first
+// those of a, then those of b.
+template <int kBlock, int kSegment, int kOdd, class V, int... i>
+inline V every_other_block(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i), half = kSegment / 2;
+  return __builtin_shufflevector(
+      a, b,
+      (i / kSegment * kSegment + i % half / kBlock * 2 * kBlock + kOdd * kBlock + i % kBlock +
+       (i % kSegment < half ? 0 : lanes))...);
 }
 
-template <class V, int... i>
-inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
-  constexpr int lanes = sizeof...(i);
-  return __builtin_shufflevector(a, b, (lanes / 2 + i / 2 + (i % 2) * lanes)...);
-}
-
-// Lane i of the result is the sum over the lanes of vector i. Destroys its argument.
-template <class A>
-inline Vec<A> sum_each(Vec<A> (&vectors)[kLanes<A>]) {
-  using Lanes = std::make_integer_sequence<int, kLanes<A>>;
-  for (int half = kLanes<A> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      const Vec<A> a = vectors[i], b = vectors[i + half];
-      vectors[i] = interleave_low(a, b, Lanes{}) + interleave_high(a, b, Lanes{});
-    }
+// Lane i of the result is the sum over the lanes of vector i, for kCount = kLanes<A> vectors; for fewer, lanes of a
+// vector are summed as far as there are vectors to fill the result. Pairs are joined within 16 bytes first, which is
+// what shuffles do fastest.
+template <class A, int kCount = kLanes<A>>
+inline Vec<A> sum_each(const Vec<A>* vectors) {
+  if constexpr (kCount == 1) {
+    return *vectors;
+  } else {
+    using Lanes = std::make_integer_sequence<int, kLanes<A>>;
+    constexpr int near = 16 / static_cast<int>(sizeof(A));
+    constexpr int block = kCount <= near ? 1 : near, segment = kCount <= near ? near : kLanes<A>;
+    const Vec<A> a = sum_each<A, kCount / 2>(vectors), b = sum_each<A, kCount / 2>(vectors + kCount / 2);
+    return every_other_block<block, segment, 0>(a, b, Lanes{}) +
+           every_other_block<block, segment, 1>(a, b, Lanes{});
   }
-  return vectors[0];
 }
 
 // Two sums over every group of a run of tokens, (token, group) each, followed by a spare vector. Sums over

@@ -9,7 +9,6 @@
 #include "cpu/kernels/arena.h"
 #include "cpu/kernels/attention_chunks.h"
 #include "cpu/kernels/column_sums.h"
-#include "cpu/kernels/groups.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/vector_math.h"
 #include "megalodon/math/rope.h"

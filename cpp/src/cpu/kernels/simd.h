@@ -324,6 +324,18 @@ inline auto reduce_max(V value) {
   return best;
 }
 
+// The elements of two vectors in turn: of their lower halves, and of their upper halves.
+template <class V, int... i>
+inline V interleave_low(V a, V b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i / 2 + (i % 2) * static_cast<int>(sizeof...(i)))...);
+}
+
+template <class V, int... i>
+inline V interleave_high(V a, V b, std::integer_sequence<int, i...>) {
+  constexpr int lanes = sizeof...(i);
+  return __builtin_shufflevector(a, b, (lanes / 2 + i / 2 + (i % 2) * lanes)...);
+}
+
 // sums[i] += value[i], in double
 template <class V>
 inline void add_lanes(double* sums, V value) {
