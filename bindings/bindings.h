@@ -27,6 +27,7 @@ class Call {
 
   // A new contiguous output of the given shape.
   Tensor output(const char* argument, DType dtype, std::initializer_list<std::int64_t> sizes);
+  Tensor output(const char* argument, DType dtype, int rank, const std::int64_t* sizes);
   // A new contiguous output shaped like `like`; absent where `like` is absent.
   Tensor output_like(const char* argument, const Tensor& like);
 
@@ -42,7 +43,6 @@ class Call {
 
  private:
   Tensor read(const char* argument, py::handle array, bool strided);
-  Tensor output(const char* argument, DType dtype, int rank, const std::int64_t* sizes);
   // Memory for the time of the call; `bytes` is a multiple of 8.
   void* workspace(std::int64_t bytes);
 

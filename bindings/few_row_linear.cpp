@@ -13,7 +13,9 @@ void register_few_row_linear(py::module_& module) {
         Call call("few_row_linear", frontend, queue);
         FewRowLinear op{call.input("x", x), call.input("weight", weight), call.input("bias", bias), {}};
         validate(op);
-        op.y = call.output("y", op.x.dtype, {op.x.size(0), op.weight.size(0)});
+        std::array<std::int64_t, kMaxRank> sizes = op.x.sizes;
+        sizes[static_cast<std::size_t>(op.x.rank - 1)] = op.weight.size(0);
+        op.y = call.output("y", op.x.dtype, op.x.rank, sizes.data());
         return call.run(&Kernels::few_row_linear, op, nullptr);
       },
       "frontend"_a, py::arg(kQueueName), "x"_a, "weight"_a, "bias"_a, "-> (y,)");

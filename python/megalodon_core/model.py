@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +21,7 @@ from megalodon_core.nn import (
     RotaryFrequencies,
     TimestepNorm,
     constant_parameters,
+    dropout,
     operator_dtype,
     truncated_normal_,
 )
@@ -133,7 +133,7 @@ class Megalodon(nn.Module):
         x = self.embed(tokens)
         if self.config.scale_emb:
             x = x * math.sqrt(self.config.model_dim)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
 
         new_states: list[LayerState] = []
         for index, layer in enumerate(self.layers):

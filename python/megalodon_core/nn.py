@@ -48,6 +48,11 @@ def operator_dtype(activation: Tensor) -> torch.dtype:
     return torch.float64 if activation.dtype == torch.float64 else torch.float32
 
 
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """`F.dropout`, which outside of training is no call at all: a layer has five, for every token."""
+    return F.dropout(x, p) if training and p > 0.0 else x
+
+
 def _effective_weight(stored: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if stored is None else stored.to(dtype) + 1.0
 
@@ -377,7 +382,7 @@ class GatedAttention(OperatorLayer):
 
         normed, norm_state = self.timenorm(x, norm_state, **rows)
         averaged, cema_state = self.cema(normed, cema_state, **rows)
-        m = F.dropout(self.rmsnorm(averaged), self.hidden_dropout, self.training)
+        m = dropout(self.rmsnorm(averaged), self.hidden_dropout, self.training)
 
         z = self._by_head(self.wz(m))
         v = self._by_head(F.silu(self.wv(normed)))
@@ -397,8 +402,8 @@ class GatedAttention(OperatorLayer):
             donate_state=donate_state,
             **rows,
         )
-        a = F.dropout(ops.silu_mul(self.wr(m), attended.flatten(-2)), self.hidden_dropout, self.training)
-        h = F.dropout(self.wh1(m) + self.wh2(a), self.dropout, self.training)
+        a = dropout(ops.silu_mul(self.wr(m), attended.flatten(-2)), self.hidden_dropout, self.training)
+        h = dropout(self.wh1(m) + self.wh2(a), self.dropout, self.training)
         return h, LayerState(norm_state, cema_state, attention_state)
 
     def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -447,8 +452,8 @@ class NormalizedFFN(OperatorLayer):
         f = self.norm(branch.to(residual.dtype), residual)
         gate = self.fc1(f)
         hidden = F.silu(gate) if self.fc3 is None else ops.silu_mul(gate, self.fc3(f))
-        output = self.fc2(F.dropout(hidden, self.hidden_dropout, self.training))
-        output = F.dropout(output, self.dropout, self.training).to(residual.dtype)
+        output = self.fc2(dropout(hidden, self.hidden_dropout, self.training))
+        output = dropout(output, self.dropout, self.training).to(residual.dtype)
         y: Tensor = ops.two_hop_residual(output, residual, *self.operands(residual))
         return y
 

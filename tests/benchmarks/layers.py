@@ -15,7 +15,6 @@ import llama
 import torch
 from decoding import beside_reading
 from megalodon_core import MegalodonConfig
-from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.timing import Clock, Sample, interleave
 from megalodon_core.nn import Block, constant_parameters
@@ -175,19 +174,18 @@ def _context(name: str, samples: dict[str, Sample], tokens: int, seconds: float)
 
 
 def decoding(widths: Widths, seconds: float) -> dict[str, float]:
-    """Figures `decode.{start, half_chunk}.{seconds, read_seconds, over_read}`: one token in a layer.
+    """Figures `decode.{start, half_chunk}.*` of `beside_reading`: one token in a layer.
 
-    The stream has read 16 tokens before, or half a chunk. Reading the weights is timed as a copy of as many
-    bytes, read and written together. On a GPU the step is a graph, as in a decoder that cares.
+    The stream has read 16 tokens before, or half a chunk. On a GPU the step is a graph, as in a decoder that
+    cares.
     """
     block, _ = megalodon(widths)
     weights = sum(parameter.numel() for parameter in block.parameters())
     figures = {}
     for name, before in (("start", 16), ("half_chunk", widths.config.chunk_size // 2)):
-        (read,) = ceilings.copy(DTYPE, read=weights)
         with constant_parameters(block):
             step = token(block, widths.config.model_dim, before)
-            figures |= beside_reading(name, step, read, seconds)
+            figures |= beside_reading(name, step, DTYPE, weights, seconds)
     return figures
 
 

@@ -62,12 +62,14 @@ VIEWS = (
         ),
     ),
     View(
-        "one token of mega200M, batch 1",
+        "one token of mega200M, batch 1; its weights at the speed of a copy, and a sum over as many bytes",
         ("float32", "bfloat16"),
         (
             ("s", "decode.{}.seconds"),
-            ("reading weights, s", "decode.{}.read_seconds"),
+            ("as a copy, s", "decode.{}.read_seconds"),
             ("ratio", "decode.{}.over_read"),
+            ("as a sum, s", "decode.{}.sum_seconds"),
+            ("ratio", "decode.{}.over_sum"),
         ),
     ),
     View(

@@ -34,6 +34,14 @@ def test_leading_axes_and_strides():
     assert relative_error(y, F.linear(x.double(), weight.double())) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(6,), (1, 1, 6), (2, 1, 2, 6)])
+def test_any_rank(shape):
+    x, weight = torch.randn(shape), torch.randn(3, 6)
+    y = few_row_linear(x, weight, None)
+    assert y.shape == (*shape[:-1], 3)
+    assert relative_error(y, F.linear(x.double(), weight.double())) < 1e-6
+
+
 def test_nan_and_infinity_stay_in_their_row_and_column():
     x, weight = torch.randn(2, 9), torch.randn(4, 9)
     x[0, 3], weight[2, 8] = torch.nan, torch.inf
@@ -72,6 +80,7 @@ def test_a_layer_maps_any_number_of_rows():
         ((1, 3), (2, 4), None, "weight: expected shape"),
         ((1, 3), (3,), None, "weight: expected shape"),
         ((1, 3), (2, 3), (3,), "bias: expected shape"),
+        ((_core.few_rows + 1, 2), (2, 12), None, "weight: expected shape"),
     ],
 )
 def test_wrong_shapes(x, weight, bias, message):

@@ -295,13 +295,12 @@ def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     wanted.
     """
     tensors = (x, weight, bias)
-    rows = x.numel() // max(1, x.shape[-1])
-    few = 0 < rows <= _core.few_rows and x.is_cpu and _goes_straight(tensors)
+    few = x.is_cpu and 0 < x.numel() <= _core.few_rows * weight.shape[-1] and _goes_straight(tensors)
     if not few or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
         return None
     y: torch.Tensor
-    (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x.reshape(rows, -1), weight, bias)
-    return y.view(*x.shape[:-1], weight.shape[0])
+    (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x, weight, bias)
+    return y
 
 
 def _promoted(spec: Spec, inputs: Sequence[Any]) -> Sequence[Any]:

@@ -12,10 +12,10 @@ namespace megalodon {
 inline constexpr std::int64_t kFewRows = 4;
 
 struct FewRowLinear {
-  Tensor x;       // (R, I), R <= kFewRows
+  Tensor x;       // (..., I), at most kFewRows rows
   Tensor weight;  // (O, I)
   Tensor bias;    // (O,) or absent; all of one type
-  Tensor y;       // (R, O)
+  Tensor y;       // (..., O)
 };
 
 void validate(const FewRowLinear& op);

@@ -9,7 +9,7 @@ namespace megalodon::cpu::MEGALODON_TARGET {
 template <int R, class T>
 inline void linear_rows(const FewRowLinear& op, int threads) {
   using A = Acc<T>;
-  const std::int64_t dim = op.x.size(1), outputs = op.weight.size(0), pitch = padded_to_vector<A>(dim);
+  const std::int64_t dim = op.x.size(-1), outputs = op.weight.size(0), pitch = padded_to_vector<A>(dim);
   const Scratch<A> rows(R * pitch);
   rows.zero();
   for (int r = 0; r < R; ++r) {
@@ -35,7 +35,7 @@ inline void few_row_linear(const FewRowLinear& op, int threads) {
   record_isa(kIsa);
   with_storage(op.x.dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    switch (op.x.size(0)) {
+    switch (op.x.numel() / op.x.size(-1)) {
       case 1:
         return linear_rows<1, T>(op, threads);
       case 2:
