@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,7 @@ def files(tmp_path, text, trained):
         ("generate {trained} --prompt-tokens 5 256", "vocabulary is 256"),
         ("generate {trained} --prompt a --temperature -1", "--temperature: expected a number of at least 0"),
         ("generate {trained} --prompt a --top-p 0", "--top-p: expected a number above 0"),
+        ("bench --threads 1025", "--threads: expected a whole number from 1 to 1024, got '1025'"),
         ("bench --operators convolution", "no such operator"),
         ("demo --length 0", "--length"),
         ("demo --output {new} --length 1000000000", "too short"),
@@ -96,6 +98,21 @@ def test_a_mistake_gets_one_line_and_exit_code_2(program, files, arguments, comp
     assert complaint in outcome.err
     assert outcome.err.startswith("megalodon-core")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "bench --quick --operators silu_mul"])
+def test_an_unknown_instruction_set_gets_one_line(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "megalodon_core", *command.split()],
+        env={**os.environ, "MEGALODON_CORE_ISA": "avx1024"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "MEGALODON_CORE_ISA" in result.stderr
+    assert "'avx1024'" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_no_run_is_left_behind_by_a_mistake(program, text, tmp_path):

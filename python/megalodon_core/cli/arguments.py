@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import NoReturn, TypeVar
 
 import megalodon_core
+from megalodon_core import _core, runtime
 from megalodon_core.errors import UserError
 
 _EXTRA = "megalodon-core[train]"
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the process's exit code."""
     args = _parser().parse_args(arguments)
     try:
+        _check_isa()
         run: Callable[[argparse.Namespace], None] = (
             _info
             if args.command == "info"
@@ -53,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nmegalodon-core {args.command}: {what}; {_how_to_go_on(args)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_isa() -> None:
+    """UserError if MEGALODON_CORE_ISA names no instruction set that runs here."""
+    try:
+        runtime.isa()
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -259,7 +269,9 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads_argument(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: as torch decides)")
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N", help="CPU threads (default: as torch decides)"
+    )
 
 
 def _data_arguments(parser: argparse.ArgumentParser, held_out: bool = True) -> None:
@@ -328,6 +340,9 @@ def _number(kind: Callable[[str], N], accept: Callable[[N], bool], expected: str
 
 
 _count = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+_threads = _number(
+    int, lambda value: 1 <= value <= _core.thread_limit, f"a whole number from 1 to {_core.thread_limit}"
+)
 _natural = _number(int, lambda value: 0 <= value < 2**63, "a whole number of at least 0")
 _positive = _number(float, lambda value: 0 < value < math.inf, "a positive number")
 _not_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
