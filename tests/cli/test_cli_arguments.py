@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 COMMANDS = ("train", "eval", "generate", "bench", "info", "demo")
 
@@ -73,10 +75,35 @@ def files(tmp_path, text, trained):
         ("train --run {new} --data {text} --steps 1 --preset huge", "'huge'"),
         ("train --run {new} --data {text} --steps 1 --dim 1", "model_dim"),
         ("train --run {new} --resume", "holds no run to resume"),
+        (
+            "train --run {trained} --resume --steps 9 --data {text}",
+            "--steps, --data would be ignored beside --resume",
+        ),
+        ("train --run {new} --steps 1 --held-out {text}", "--held-out needs --data"),
+        ("train --run {new} --steps 1 --vocab-size 9", "--vocab-size needs --data"),
+        (
+            "train --run {new} --data {text} --vocab-size 9",
+            "--vocab-size is for .npy and .bin files, and --data",
+        ),
+        (
+            "train --run {new} --data {bad_npy} --vocab-size 9 --token-dtype uint32",
+            "--token-dtype is for .bin files",
+        ),
+        ("train --run {new} --config {unknown_json} --dim 8", "--dim would be ignored beside --config"),
+        (
+            "train --run {new} --config {unknown_json} --preset huge",
+            "--preset would be ignored beside --config",
+        ),
+        (
+            "train --run {new} --steps 1 --preset mega200M --layers 4",
+            "--layers would be ignored beside --preset",
+        ),
         ("train --run {trained} --data {text} --steps 1", "already holds a run"),
         ("eval {missing}", "neither a run"),
         ("eval {trained} --length 100000", "too short"),
         ("eval {trained} --length 0", "--length"),
+        ("eval {trained} --token-dtype uint16", "--token-dtype needs --data"),
+        ("eval {trained} --data {text} --vocab-size 256", "--vocab-size is for .npy and .bin files"),
         ("eval {trained} --data {missing}", "no such file"),
         ("eval {trained} --length 9 --json {missing}/x.json", "directory does not exist"),
         ("generate {trained}", "--prompt"),
@@ -113,6 +140,17 @@ def test_an_unknown_instruction_set_gets_one_line(command):
     assert "MEGALODON_CORE_ISA" in result.stderr
     assert "'avx1024'" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_resuming_takes_only_the_options_that_it_heeds(program, trained):
+    resume = ("train", "--run", trained, "--resume", "--threads", torch.get_num_threads())
+    assert program(*resume).code == 0
+    options = set(re.findall(r"--[a-z-]+", program("train", "--help").out))
+    words = {"--precision": "auto", "--token-dtype": "uint16"}
+    for option in options - {"--help", "--run", "--resume", "--threads"}:
+        outcome = program(*resume, option, words.get(option, "1"))
+        assert outcome.code == 2
+        assert f"error: {option} would be ignored beside --resume" in outcome.err
 
 
 def test_no_run_is_left_behind_by_a_mistake(program, text, tmp_path):

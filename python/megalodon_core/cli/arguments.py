@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import megalodon_core
 from megalodon_core import _core, runtime
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         _check_isa()
+        _check_together(args)
         run: Callable[[argparse.Namespace], None] = (
             _info
             if args.command == "info"
@@ -65,6 +66,27 @@ def _check_isa() -> None:
         raise UserError(str(error)) from error
 
 
+def _check_together(args: argparse.Namespace) -> None:
+    """UserError if an option was given that would be ignored, because of another or for lack of it."""
+    if args.command == "train":
+        if args.resume:
+            _refuse_beside("--resume", set(args.given) - {"--run", "--threads"}, args)
+        if args.config is not None:
+            _refuse_beside("--config", {"--layers", "--dim", "--chunk-size", "--preset"}, args)
+        if args.preset is not None:
+            _refuse_beside("--preset", {"--layers", "--dim", "--chunk-size"}, args)
+    if args.command in ("train", "eval") and not args.data:
+        for option in args.given:
+            if option in ("--held-out", "--vocab-size", "--token-dtype"):
+                raise UserError(f"{option} needs --data")
+
+
+def _refuse_beside(option: str, ignored: set[str], args: argparse.Namespace) -> None:
+    found = list(dict.fromkeys(other for other in args.given if other in ignored))
+    if found:
+        raise UserError(f"{', '.join(found)} would be ignored beside {option}; give one or the other")
+
+
 def _info(args: argparse.Namespace) -> None:
     from megalodon_core.cli import info
 
@@ -85,8 +107,27 @@ def _how_to_go_on(args: argparse.Namespace) -> str:
     )
 
 
+class _Given(argparse.Action):
+    """Stores what an option was given, and adds the option to `given`, which tells it from a default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given += tuple(self.option_strings[:1])
+
+
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser whose complaint is one line, and whose `given` names the options with a value."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("action", None, _Given)
+        self.set_defaults(given=())
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
@@ -154,7 +195,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--run", metavar="DIR", required=True, help="where checkpoints go")
-    run.add_argument("--resume", action="store_true", help="continue the run in DIR; needs no other option")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in DIR as it was begun; beside it only --threads",
+    )
     run.add_argument(
         "--checkpoint-every", type=_count, default=100, metavar="STEPS", help="default: %(default)s"
     )
@@ -281,7 +326,11 @@ def _data_arguments(parser: argparse.ArgumentParser, held_out: bool = True) -> N
     )
     if held_out:
         data.add_argument(
-            "--held-out", nargs="+", default=[], metavar="PATH", help="held-out files, if not by split"
+            "--held-out",
+            nargs="+",
+            default=[],
+            metavar="PATH",
+            help="held-out files beside --data, if not by split",
         )
     data.add_argument("--vocab-size", type=_count, metavar="N", help="number of token ids (token files only)")
     data.add_argument(
@@ -304,10 +353,12 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--chunk-size", type=_count, default=256, metavar="C", help="default: %(default)s")
     model.add_argument(
-        "--config", metavar="FILE", help="JSON of MegalodonConfig fields, instead of the three above"
+        "--config",
+        metavar="FILE",
+        help="JSON of MegalodonConfig fields, instead of the three above; vocab_size is always the data's",
     )
     model.add_argument(
-        "--preset", metavar="NAME", help="a named configuration such as mega200M, instead of them"
+        "--preset", metavar="NAME", help="a named configuration such as mega200M, instead of all these"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def train(args: Namespace) -> None:
             raise UserError(
                 f"{args.run}: already holds a run; continue it with --resume or name another directory"
             )
-        source = data.DataSource(tuple(args.data), tuple(args.held_out), args.vocab_size, args.token_dtype)
+        source = _data_source(args, args.held_out)
         corpus = data.load(source)
         settings = TrainSettings(
             steps=args.steps or 1,
@@ -65,7 +66,7 @@ def eval(args: Namespace) -> None:
     _use_threads(args)
     model, plan = load_model(Path(args.model), _say)
     if args.data:
-        corpus = data.whole(data.DataSource(tuple(args.data), (), args.vocab_size, args.token_dtype))
+        corpus = data.whole(_data_source(args))
     else:
         corpus = data.load(plan.source if plan is not None else data.DataSource())
     run_evaluation(
@@ -119,6 +120,15 @@ def demo(args: Namespace) -> None:
         prompt=args.prompt,
         say=_say,
     )
+
+
+def _data_source(args: Namespace, held_out: Sequence[str] = ()) -> data.DataSource:
+    """What the data options name; UserError if one is for token files and there are none."""
+    source = data.DataSource(tuple(args.data), tuple(held_out), args.vocab_size, args.token_dtype)
+    for option, suffixes in (("--vocab-size", data.TOKEN_SUFFIXES), ("--token-dtype", (".bin",))):
+        if option in args.given and data.suffixes(source).isdisjoint(suffixes):
+            raise UserError(f"{option} is for {' and '.join(suffixes)} files, and --data names none")
+    return source
 
 
 def _model_config(args: Namespace, corpus: data.Corpus) -> MegalodonConfig:

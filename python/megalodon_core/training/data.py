@@ -32,7 +32,7 @@ DOCUMENT_END = 0
 BYTE_VALUES = 256
 """The vocabulary size of text."""
 
-_TOKEN_SUFFIXES = (".npy", ".bin")
+TOKEN_SUFFIXES = (".npy", ".bin")
 _TOKEN_DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
@@ -114,6 +114,11 @@ def whole(source: DataSource) -> Corpus:
     return Corpus(", ".join(source.paths), tokens[:0], tokens, vocab_size, unit)
 
 
+def suffixes(source: DataSource) -> set[str]:
+    """The endings of all files that `source` names."""
+    return {path.suffix for _, path in _named_files((*source.paths, *source.held_out))}
+
+
 def standard_library(root: str | Path | None = None) -> Corpus:
     """The Python standard library's own `*.py` files as a byte corpus, installed packages left out.
 
@@ -170,7 +175,7 @@ def _named_files(paths: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _read(files: Sequence[tuple[str, Path]], source: DataSource) -> tuple[np.ndarray, int, str]:
     """(values, vocabulary size, unit) of files that must all be text or all be token files."""
-    kinds = {path.suffix in _TOKEN_SUFFIXES for _, path in files}
+    kinds = {path.suffix in TOKEN_SUFFIXES for _, path in files}
     if kinds == {True, False}:
         raise UserError("text files and token files (.npy, .bin) cannot be mixed in one corpus")
     if kinds == {False}:
