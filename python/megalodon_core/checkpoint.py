@@ -13,10 +13,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megalodon_core.config import MegalodonConfig
+from megalodon_core.files import atomic_write, read_json, write_json
 from megalodon_core.model import Megalodon
 
 WEIGHTS_FILE = "model.safetensors"
@@ -81,14 +80,13 @@ def save_pretrained(model: Megalodon, directory: PathLike) -> None:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(model.config.to_dict(), indent=2)
+    config = model.config.to_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.share_emb:
         del tensors[OUTPUT]
     with atomic_write(directory / WEIGHTS_FILE) as path:
-        save_file(tensors, path, metadata={"format": "pt", "config": config})
-    with atomic_write(directory / CONFIG_FILE) as path:
-        path.write_text(config + "\n", encoding="utf-8")
+        save_file(tensors, path, metadata={"format": "pt", "config": json.dumps(config)})
+    write_json(directory / CONFIG_FILE, config)
 
 
 def from_pretrained(
@@ -106,7 +104,7 @@ def from_pretrained(
         ValueError: one of them is damaged, or they are not of one model.
     """
     directory = Path(directory)
-    config = MegalodonConfig.from_dict(_read_json(directory / CONFIG_FILE))
+    config = MegalodonConfig.from_dict(read_json(directory / CONFIG_FILE))
     path = directory / WEIGHTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -185,33 +183,6 @@ def merge_shards(shards: list[StateDict]) -> StateDict:
     return merged
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which then takes the place of `path` in one step, flushed to the disk.
-
-    If the body raises, what was at `path` stays and what was written is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file's content, or a directory's entries, are on the disk."""
-    # Windows flushes only what is open for writing.
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _assemble(
     config: MegalodonConfig,
     tensors: Mapping[str, Tensor],
@@ -226,18 +197,6 @@ def _assemble(
     except RuntimeError as error:
         raise ValueError(f"{source}: not the weights of this configuration: {error}") from error
     return model.to(device=device, dtype=dtype).eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _released_files(path: Path) -> list[Path]:
@@ -266,7 +225,7 @@ def _released_files(path: Path) -> list[Path]:
 def _shard_count(directory: Path, found: int) -> int:
     """Model-parallel ranks according to the released `consolidate_config.json`; without it, those found."""
     path = directory / "consolidate_config.json"
-    return int(_read_json(path)["model_parallel_size"]) if path.is_file() else found
+    return int(read_json(path)["model_parallel_size"]) if path.is_file() else found
 
 
 def _load_pth(path: Path) -> StateDict:
@@ -281,7 +240,7 @@ def _load_pth(path: Path) -> StateDict:
 
 def _released_config(path: Path, tensors: StateDict) -> MegalodonConfig:
     """The "model" entry of a released `config.json`; old ones leave the vocabulary size to the tokenizer."""
-    fields = _read_json(path)
+    fields = read_json(path)
     fields = dict(fields.get("model", fields))
     if fields.get("vocab_size", -1) == -1 and EMBEDDING in tensors:
         fields["vocab_size"] = tensors[EMBEDDING].shape[0]

@@ -27,7 +27,7 @@ from megalodon_core.bench import ceilings, harness, report
 from megalodon_core.bench.operators import CASES, FULL
 from megalodon_core.bench.timing import Sample, interleave
 from megalodon_core.display import output_console
-from megalodon_core.training.run_directory import write_json
+from megalodon_core.files import write_json
 from views import VIEWS
 
 THREADS = 2

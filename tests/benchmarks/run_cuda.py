@@ -33,7 +33,7 @@ from megalodon_core.bench import ceilings, harness, report
 from megalodon_core.bench.operators import CASES, Case, Size, moves
 from megalodon_core.bench.timing import Sample, interleave, stopwatch
 from megalodon_core.display import output_console
-from megalodon_core.training.run_directory import write_json
+from megalodon_core.files import write_json
 from rich.console import Console
 from run import operators
 from views import View

@@ -69,7 +69,7 @@ def files(tmp_path, text, trained):
         ("train --run {new} --data {odd_bin} --vocab-size 9", "not a readable token file"),
         ("train --run {new} --data {text} {odd_bin}", "cannot be mixed"),
         ("train --run {new} --data {text} --steps 1 --carry 10000", "the training text has"),
-        ("train --run {new} --data {text} --steps 1 --config {missing}", "no such file"),
+        ("train --run {new} --data {text} --steps 1 --config {missing}", "No such file"),
         ("train --run {new} --data {text} --steps 1 --config {bad_json}", "not JSON"),
         ("train --run {new} --data {text} --steps 1 --config {unknown_json}", "layers"),
         ("train --run {new} --data {text} --steps 1 --preset huge", "'huge'"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from megalodon_core import checkpoint
 from megalodon_core.checkpoint import (
-    atomic_write,
     from_pretrained,
     load_released,
     merge_shards,
@@ -110,25 +109,6 @@ def test_missing_and_damaged_files_are_named(tiny, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         from_pretrained(tmp_path)
-
-
-def test_atomic_write_keeps_the_old_file_on_failure(tmp_path):
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def fail_halfway():
-        with atomic_write(target) as path:
-            path.write_text("new")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_halfway()
-    assert target.read_text() == "old"
-    with atomic_write(target) as path:
-        path.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def released_directory(path, golden, shards=None):

@@ -16,7 +16,7 @@ from megalodon_core.bench.harness import MakeSide, Row, measure
 from megalodon_core.bench.operators import CASES, FULL, QUICK, Case, Size
 from megalodon_core.display import Display
 from megalodon_core.errors import UserError
-from megalodon_core.training.run_directory import write_json
+from megalodon_core.files import write_json
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "forward": "fwd", "backward": "bwd", "both": "both"}
 

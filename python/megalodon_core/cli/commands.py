@@ -16,10 +16,11 @@ from megalodon_core.cli.demo import run_demo
 from megalodon_core.config import MegalodonConfig
 from megalodon_core.display import output_console
 from megalodon_core.errors import UserError
+from megalodon_core.files import read_json
 from megalodon_core.training import data
 from megalodon_core.training.evaluation_run import run_evaluation
 from megalodon_core.training.run import Plan, load_model, print_result, small_config, start_run, train_run
-from megalodon_core.training.run_directory import RunDirectory, read_json
+from megalodon_core.training.run_directory import RunDirectory
 from megalodon_core.training.trainer import TrainSettings
 
 

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from megalodon_core.display import Display
 from megalodon_core.errors import UserError
+from megalodon_core.files import check_place, write_json
 from megalodon_core.model import Megalodon
 from megalodon_core.training.data import Corpus, held_out_stream
 from megalodon_core.training.evaluation import PIECE, Evaluation, evaluate
 from megalodon_core.training.plots import plot_evaluation, short_count
 from megalodon_core.training.run import Plan
-from megalodon_core.training.run_directory import write_json
 
 _MEBIBYTE = 2**20
 
@@ -38,8 +38,8 @@ def run_evaluation(
             f"{corpus.name}: vocabulary of {corpus.vocab_size}, but the model's is {model.config.vocab_size}"
         )
     for path in (json_path, plot_path):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise UserError(f"{path}: its directory does not exist")
+        if path is not None:
+            check_place(path)
     stream = held_out_stream(corpus, length)
     with Display("read", length, f"{corpus.unit}s") as display:
         evaluation = evaluate(model, stream, piece=piece, compare=compare, progress=display.update)

@@ -52,8 +52,8 @@ class Plan:
     @classmethod
     def of(cls, run: RunDirectory) -> Plan:
         """The plan of a run that has begun."""
-        values = run.read_settings()
         try:
+            values = run.read_settings()
             return cls(
                 MegalodonConfig.from_dict(values["model"]),
                 TrainSettings(**values["training"]),

@@ -11,14 +11,13 @@ holds everything or does not exist. The manifest guards against what a rename ca
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megalodon_core.errors import UserError
+from megalodon_core.files import flush, read_json, write_json
 
 _MANIFEST = "manifest.json"
 _FINAL = "step-"
@@ -58,12 +57,12 @@ class RunDirectory:
         files = sorted(path for path in writing.iterdir() if path.is_file())
         write_json(writing / _MANIFEST, {path.name: _sha256(path) for path in files})
         for path in files:
-            _flush(path)
-        _flush(writing)
+            flush(path)
+        flush(writing)
         if final.exists():
             shutil.rmtree(final)
         os.replace(writing, final)
-        _flush(self.checkpoints)
+        flush(self.checkpoints)
         for old in list(self._newest_first())[self.keep :]:
             shutil.rmtree(old)
         return final
@@ -81,32 +80,13 @@ class RunDirectory:
         return iter(sorted(self.checkpoints.glob(_FINAL + "*"), reverse=True))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace `path` by the JSON of `value` in one step, flushed to the disk."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    _flush(temporary)
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; UserError if it is missing or is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
-
-
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None."""
     try:
         manifest = read_json(path / _MANIFEST)
-    except UserError as error:
+    except FileNotFoundError:
+        return f"{_MANIFEST} is missing"
+    except ValueError as error:
         return str(error)
     for name, digest in manifest.items():
         if not (path / name).is_file():
@@ -122,12 +102,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Force a file's contents, or a directory's entries, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

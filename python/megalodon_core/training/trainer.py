@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from megalodon_core.checkpoint import from_pretrained, save_pretrained
 from megalodon_core.errors import UserError
+from megalodon_core.files import read_json, write_json
 from megalodon_core.model import Megalodon
 from megalodon_core.state import MegalodonState
-from megalodon_core.training.run_directory import read_json, write_json
 from megalodon_core.training.windows import Windows
 
 PRECISIONS = ("float32", "bfloat16")
