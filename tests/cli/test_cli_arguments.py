@@ -113,6 +113,7 @@ def files(tmp_path, text, trained):
         ("generate {trained} --prompt a --temperature -1", "--temperature: expected a number of at least 0"),
         ("generate {trained} --prompt a --top-p 0", "--top-p: expected a number above 0"),
         ("bench --threads 1025", "--threads: expected a whole number from 1 to 1024, got '1025'"),
+        ("bench --quick --operators silu_mul --json {missing}/x.json", "directory does not exist"),
         ("bench --operators convolution", "no such operator"),
         ("demo --length 0", "--length"),
         ("demo --output {new} --length 1000000000", "too short"),

@@ -16,7 +16,7 @@ from megalodon_core.bench.harness import MakeSide, Row, measure
 from megalodon_core.bench.operators import CASES, FULL, QUICK, Case, Size
 from megalodon_core.display import Display
 from megalodon_core.errors import UserError
-from megalodon_core.files import write_json
+from megalodon_core.files import check_place, write_json
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16", "forward": "fwd", "backward": "bwd", "both": "both"}
 
@@ -34,6 +34,8 @@ def run_bench(
     for name in operators or ():
         if name not in known:
             raise UserError(f"{name}: no such operator; there are {', '.join(known)}")
+    if json_path is not None:
+        check_place(json_path)
     chosen = [case for case in CASES if operators is None or case.operator in operators]
     size = QUICK if quick else FULL
     rows = measure_all(chosen, size, (torch.float32,), seconds)
