@@ -198,6 +198,23 @@ def test_ctrl_c_saves_and_says_how_to_continue(text, tmp_path, tiny):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_names_resume_only_once_there_is_a_run(program, text, tmp_path, tiny, monkeypatch, begun):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    # Speed is measured before run.json is written; the first step comes after.
+    monkeypatch.setattr(training_run, "new_model" if begun else "steps_per_second", interrupted)
+    if begun:
+        monkeypatch.setattr(training_run, "steps_per_second", lambda plan, corpus: 1.0)
+    run = tmp_path / "run"
+    outcome = program("train", "--run", run, "--data", text, "--steps", 2, *tiny)
+    assert outcome.code == 130
+    assert (run / "run.json").exists() == begun
+    assert ("--resume" in outcome.err) == begun
+    assert ("run the same command again" in outcome.err) != begun
+
+
 def test_what_is_measured_when_a_run_begins_is_written_down(program, text, tmp_path, tiny, monkeypatch):
     speeds = {"float32": 200.0, "bfloat16": 300.0}
     monkeypatch.setattr(

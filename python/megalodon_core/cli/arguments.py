@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import megalodon_core
 from megalodon_core import _core, runtime
 from megalodon_core.errors import UserError
+from megalodon_core.training.run_directory import RunDirectory
 
 _EXTRA = "megalodon-core[train]"
 N = TypeVar("N", int, float)
@@ -100,7 +101,7 @@ def _fail(command: str, message: str) -> int:
 
 
 def _how_to_go_on(args: argparse.Namespace) -> str:
-    if args.command == "train":
+    if args.command == "train" and RunDirectory(args.run).exists():
         return f"continue with: megalodon-core train --run {args.run} --resume"
     return (
         "run the same command again to continue" if args.command == "demo" else "run the same command again"
