@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +103,9 @@ class Trainer:
         """Write the model (as `save_pretrained` does) and all that the next step depends on."""
         save_pretrained(self.model, directory)
         tensors = {f"optimizer.{key}": value for key, value in self._optimizer_tensors().items()}
-        for index, leaf in enumerate(_leaves(self._state)):
-            tensors[f"state.{index}"] = leaf.contiguous()
+        if self._state is not None:
+            for index, leaf in enumerate(self._state.tensors()):
+                tensors[f"state.{index}"] = leaf.contiguous()
         tensors["generator"] = torch.get_rng_state()
         save_file(tensors, directory / "training.safetensors")
         write_json(directory / "training.json", {"step": self.step, "settings": asdict(self.settings)})
@@ -126,8 +128,8 @@ class Trainer:
                 trainer._optimizer.state[parameters[name]][field] = value
         with torch.no_grad():
             _, state = model(torch.zeros(settings.batch_size, 1, dtype=torch.int64))
-        leaves = iter(tensors[f"state.{index}"] for index in range(len(_leaves(state))))
-        trainer._state = state.map(lambda _: next(leaves))
+        indices = count()
+        trainer._state = state.map(lambda _: tensors[f"state.{next(indices)}"])
         torch.set_rng_state(tensors["generator"])
         return trainer
 
@@ -151,19 +153,6 @@ def _adamw(model: Megalodon, settings: TrainSettings) -> torch.optim.AdamW:
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
-
-
-def _leaves(state: MegalodonState | None) -> list[torch.Tensor]:
-    """The state's tensors in the order in which `MegalodonState.map` visits them; none of no state."""
-    leaves: list[torch.Tensor] = []
-
-    def collect(leaf: torch.Tensor) -> torch.Tensor:
-        leaves.append(leaf)
-        return leaf
-
-    if state is not None:
-        state.map(collect)
-    return leaves
 
 
 def _emptied(state: MegalodonState, fresh: torch.Tensor) -> MegalodonState:
