@@ -45,6 +45,15 @@ AttentionCotangents read(Call& call, const Cotangents& given) {
           call.input("dv", given.dfinal_v)};
 }
 
+// Whether two contiguous arrays have an element in common.
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data); };
+  const auto end = [&](const Tensor& x) {
+    return begin(x) + static_cast<std::uintptr_t>(x.numel() * item_size(x.dtype));
+  };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
 // A donated state of full capacity becomes the final one; a smaller one is replaced by one of full capacity.
 void allocate_outputs(Call& call, AttentionOutputs& to, const Attention& op, const Shared& shared,
                       AttentionShape shape) {
@@ -52,6 +61,10 @@ void allocate_outputs(Call& call, AttentionOutputs& to, const Attention& op, con
   if (shared.donate_state) shape.capacity = op.chunk_size - 1;
   to.y = call.output_like("y", op.v);
   if (shared.donate_state && op.initial_k.defined() && shape.initial_capacity == shape.capacity) {
+    if (overlap(op.initial_k, op.initial_v)) {
+      throw Error(Error::Kind::value, call.op(), "initial_state.v", "memory of its own to donate",
+                  "that of initial_state.k");
+    }
     to.final_k = call.output_in_place("initial_state.k", shared.initial_k, op.initial_k);
     to.final_v = call.output_in_place("initial_state.v", shared.initial_v, op.initial_v);
   } else {

@@ -140,5 +140,5 @@ def test_counts_up_to_the_largest():
     largest = torch.full_like(call.options["initial_count"], 2**63 - 1 - length)
     outputs = NUMPY.forward(call.with_options(initial_count=largest))
     assert (outputs["count"] == 2**63 - 1).all()
-    with pytest.raises(ValueError, match=r"timestep_norm: initial_count: expected .*, got"):
+    with pytest.raises(ValueError, match=r"timestep_norm: initial_state.count: expected .*, got"):
         NUMPY.forward(call.with_options(initial_count=largest + 1))

@@ -116,6 +116,16 @@ def test_import_is_light():
     assert torch_imported == "False"
 
 
+def test_help_needs_no_torch():
+    code = (
+        "import megalodon_core, pydoc; from megalodon_core import *; print(pydoc.render_doc(megalodon_core))"
+    )
+    finished = run(WITHOUT_EXTRAS + code + "; print(dir(megalodon_core))")
+    assert "reads unlimited context" in finished.stdout, finished.stderr
+    assert "'generate'" not in finished.stdout
+    assert "'generate'" in run("import megalodon_core; print(dir(megalodon_core))").stdout
+
+
 def test_names_that_need_torch_say_so_without_it():
     finished = run(WITHOUT_EXTRAS + "import megalodon_core; megalodon_core.Megalodon")
     assert finished.returncode == 1

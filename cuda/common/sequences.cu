@@ -33,14 +33,15 @@ struct OffsetArgs {
   std::int64_t count, length;
 };
 
-// Offsets that are out of order or of range are wrong, but must not lead out of memory: each becomes the
-// largest so far inside [0, L].
+// Offsets that are out of order or of range are wrong, but must neither lead out of memory nor leave out a
+// token, whose results would not be written: each becomes the largest so far inside [0, L], the last one L.
 MEGALODON_KERNEL void read_offsets(OffsetArgs op) {
   scan_values(
       op.count + 1,
       [&](std::int64_t i) {
         const std::int64_t offset = op.narrow ? op.narrow[i] : op.wide[i];
-        return offset > op.length ? op.length : offset;
+        if (i == 0) return std::int64_t{0};
+        return i == op.count || offset > op.length ? op.length : offset;
       },
       larger_of, [&](std::int64_t i, std::int64_t largest) { op.offsets[i] = largest; });
 }

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from megalodon_core import ops, runtime
@@ -42,6 +43,18 @@ __all__ = [
     "runtime",
     "save_pretrained",
 ]
+
+
+def _has_torch() -> bool:
+    try:
+        return find_spec("torch") is not None
+    except ModuleNotFoundError:  # from a finder that refuses it
+        return False
+
+
+if not TYPE_CHECKING and not _has_torch():
+    # `import *`, `dir` and `help` then leave out what needs torch. Asked for, it says what is missing.
+    __all__ = ["__version__", "ops", "runtime"]
 
 
 def __getattr__(name: str) -> Any:

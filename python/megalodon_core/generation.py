@@ -89,6 +89,7 @@ def stream(
     """`generate`, one step at a time: yields the new token of every prompt that is still being continued.
 
     Arguments and errors are those of `generate`; arguments are checked at the call, before the first step.
+    The model may be used otherwise between two steps, but its parameters must not change until the last.
 
         for step in stream(model, [prompt], max_new_tokens=100):
             print(step[0])
@@ -107,7 +108,7 @@ def stream(
         raise ValueError(
             f"generate: eos: expected None or a token id below {model.config.vocab_size}, got {eos!r}"
         )
-    tokens, padding_mask = left_padded(list(prompts), model.embed.weight.device)
+    tokens, padding_mask = left_padded(list(prompts), model.config.vocab_size, model.embed.weight.device)
     return _steps(model, tokens, padding_mask, max_new_tokens, sampler, eos, prefill_chunk)
 
 
@@ -186,9 +187,11 @@ class Sampler:
         return probabilities.masked_fill(likelier >= self.top_p, 0.0), ids
 
 
-def left_padded(prompts: Sequence[Prompt], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def left_padded(
+    prompts: Sequence[Prompt], vocab_size: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """Prompts as one batch (B, L) that ends on each one's last token, and its padding mask if needed."""
-    rows = [_prompt_tensor(index, prompt) for index, prompt in enumerate(prompts)]
+    rows = [_prompt_tensor(index, prompt, vocab_size) for index, prompt in enumerate(prompts)]
     if not rows:
         raise ValueError("generate: prompts: expected at least one prompt, got none")
     lengths = torch.tensor([len(row) for row in rows])
@@ -209,20 +212,23 @@ def _steps(
     eos: int | None,
     prefill_chunk: int,
 ) -> Iterator[dict[int, int]]:
-    with model.constant_parameters():
+    # In force while the model runs, and not while a step is with the caller, who may use the model otherwise.
+    constant = model.constant_parameters()
+    with constant:
         logits, state = prefill(model, tokens, padding_mask=padding_mask, chunk=prefill_chunk)
-        generator = sampler.generator(logits.device)
-        active = list(range(len(tokens)))  # the prompt that each remaining row continues
-        for step in range(max_new_tokens):
-            chosen = sampler.choose(logits, generator)
-            ids: list[int] = chosen.tolist()
-            yield dict(zip(active, ids, strict=True))
-            going_on = [row for row, token in enumerate(ids) if token != eos]
-            if not going_on or step + 1 == max_new_tokens:
-                return
-            if len(going_on) < len(active):
-                active = [active[row] for row in going_on]
-                state, chosen = state.select(going_on), chosen[going_on]
+    generator = sampler.generator(logits.device)
+    active = list(range(len(tokens)))  # the prompt that each remaining row continues
+    for step in range(max_new_tokens):
+        chosen = sampler.choose(logits, generator)
+        ids: list[int] = chosen.tolist()
+        yield dict(zip(active, ids, strict=True))
+        going_on = [row for row, token in enumerate(ids) if token != eos]
+        if not going_on or step + 1 == max_new_tokens:
+            return
+        if len(going_on) < len(active):
+            active = [active[row] for row in going_on]
+            state, chosen = state.select(going_on), chosen[going_on]
+        with constant:
             logits, state = prefill(model, chosen[:, None], state, donate_state=True)
 
 
@@ -238,24 +244,26 @@ def _dropout_off(model: Megalodon) -> Iterator[None]:
             module.training = True
 
 
-def _prompt_tensor(index: int, prompt: Prompt) -> Tensor:
+def _prompt_tensor(index: int, prompt: Prompt, vocab_size: int) -> Tensor:
+    name = f"generate: prompts[{index}]"
     if isinstance(prompt, Tensor):
         integral = prompt.dtype in (torch.int64, torch.int32)
         if not integral or prompt.dim() != 1 or len(prompt) == 0:
             raise ValueError(
-                f"generate: prompts[{index}]: expected a 1-D int64 or int32 tensor of at least one token, "
+                f"{name}: expected a 1-D int64 or int32 tensor of at least one token, "
                 f"got {prompt.dtype} of shape {tuple(prompt.shape)}"
             )
-        return prompt.cpu().long()
-    if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Sequence):
-        raise TypeError(
-            f"generate: prompts[{index}]: expected a sequence of token ids, got {type(prompt).__name__}"
-        )
-    if not prompt or not all(_is_int(token) for token in prompt):
-        raise ValueError(
-            f"generate: prompts[{index}]: expected at least one token id, all int, got {prompt!r:.60}"
-        )
-    return torch.tensor(prompt, dtype=torch.int64)
+        prompt = prompt.cpu().long()
+        low, high = (int(bound) for bound in prompt.aminmax())
+    else:
+        if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Sequence):
+            raise TypeError(f"{name}: expected a sequence of token ids, got {type(prompt).__name__}")
+        if not prompt or not all(_is_int(token) for token in prompt):
+            raise ValueError(f"{name}: expected at least one token id, all int, got {prompt!r:.60}")
+        low, high = min(prompt), max(prompt)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name}: expected token ids in [0, {vocab_size}), got {low} to {high}")
+    return torch.as_tensor(prompt, dtype=torch.int64)
 
 
 def _is_int(value: object) -> bool:

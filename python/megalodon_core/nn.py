@@ -12,9 +12,9 @@ return a state, and take `cu_seqlens` and `padding_mask` with the meaning the op
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -64,38 +64,55 @@ def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 class OperatorLayer(nn.Module, ABC):
     """A layer whose operator takes something derived from the parameters, not the parameters themselves."""
 
-    _kept: dict[torch.dtype, tuple[Any, ...]] | None = None
+    _kept: tuple[dict[torch.dtype, tuple[Any, ...]], ...] = ()  # of each `ConstantParameters` in force
 
     @abstractmethod
     def derive(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """What the operator takes in the place of the parameters, in its type for parameters."""
 
     def operands(self, activation: Tensor) -> tuple[Any, ...]:
-        """`derive` for this activation; once inside `constant_parameters`, unless gradients are recorded."""
+        """`derive` for this activation; once inside `ConstantParameters`, unless gradients are recorded."""
         dtype = operator_dtype(activation)
-        if self._kept is None or torch.is_grad_enabled():
+        if not self._kept or torch.is_grad_enabled():
             return self.derive(dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = self.derive(dtype)
-        return self._kept[dtype]
+        kept = self._kept[-1]
+        if dtype not in kept:
+            kept[dtype] = self.derive(dtype)
+        return kept[dtype]
 
 
-@contextmanager
-def constant_parameters(model: nn.Module) -> Iterator[None]:
-    """While it lasts, what the layers of a model derive from their parameters is computed once."""
-    layers = [module for module in model.modules() if isinstance(module, OperatorLayer)]
-    before = [layer._kept for layer in layers]
-    for layer in layers:
-        layer._kept = {}
-    try:
-        yield
-    finally:
-        for layer, kept in zip(layers, before, strict=True):
-            layer._kept = kept
+class ConstantParameters:
+    """While it is in force, what the layers of a model derive from their parameters is computed once.
+
+    A context manager that may be entered again and then still has what was derived. Those of several streams
+    may begin and end in any order and in different threads.
+    """
+
+    _changing = threading.Lock()
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = (module for module in model.modules() if isinstance(module, OperatorLayer))
+        self._layers: list[tuple[OperatorLayer, dict[torch.dtype, tuple[Any, ...]]]] = [
+            (layer, {}) for layer in layers
+        ]
+
+    # Written to __dict__, since this is done for every token and a module's __setattr__ takes its time.
+    def __enter__(self) -> None:
+        with self._changing:
+            for layer, kept in self._layers:
+                layer.__dict__["_kept"] = (*layer._kept, kept)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            for layer, kept in self._layers:
+                layer.__dict__["_kept"] = tuple(other for other in layer._kept if other is not kept)
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with a given weight initializer; the bias starts at 0. The core maps single rows."""
+    """`nn.Linear` with a given weight initializer; the bias starts at 0.
+
+    The core maps up to four rows on a CPU where no gradient is wanted.
+    """
 
     def __init__(
         self,

@@ -74,6 +74,11 @@ class Spec:
             if declared.gradient == "own" and array is not None
         ]
 
+    @cached_property
+    def passes_dy_on(self) -> bool:
+        """Whether the cotangent of y itself is the gradient of an input."""
+        return any(declared.gradient == "dy" for declared in self.inputs)
+
     def spread_gradients(self, dy: Any, inputs: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
         """One gradient per input from the compiled backward's: None for absent and integer inputs."""
         found: dict[str, Any] = {"dy": dy}

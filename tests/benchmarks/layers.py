@@ -17,7 +17,7 @@ from decoding import beside_reading
 from megalodon_core import MegalodonConfig
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.timing import Clock, Sample, interleave
-from megalodon_core.nn import Block, constant_parameters
+from megalodon_core.nn import Block, ConstantParameters
 from megalodon_core.state import LayerState
 from sdpa import BACKENDS, accepts, under
 from torch import Tensor, nn
@@ -183,7 +183,7 @@ def decoding(widths: Widths, seconds: float) -> dict[str, float]:
     weights = sum(parameter.numel() for parameter in block.parameters())
     figures = {}
     for name, before in (("start", 16), ("half_chunk", widths.config.chunk_size // 2)):
-        with constant_parameters(block):
+        with ConstantParameters(block):
             step = token(block, widths.config.model_dim, before)
             figures |= beside_reading(name, step, DTYPE, weights, seconds)
     return figures

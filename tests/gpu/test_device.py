@@ -218,3 +218,12 @@ def test_a_model_on_the_gpu_is_that_on_the_cpu(gpu, tmp_path):
         found.append({name: p.grad.cpu() for name, p in each.named_parameters()} | {"": logits.cpu()})
     for name, x in found[0].items():
         assert relative_error(found[1][name], x) < 1e-4, name
+
+
+@pytest.mark.parametrize("op", SEQUENCE_OPERATORS)
+def test_wrong_documents_leave_no_token_out(op, gpu):
+    """Offsets are not read for a check: the first counts as 0, the last as the length."""
+    call = converted(example(op, torch.float32, tokens=Tokens(documents=(3, 4))), lambda x: x.to(gpu))
+    wrong = call.with_options(cu_seqlens=torch.tensor([1, 3, 6], dtype=torch.int32, device=gpu))
+    y, expected = (getattr(ops, op)(**one.arguments())[0] for one in (wrong, call))
+    assert torch.equal(y, expected)

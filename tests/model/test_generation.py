@@ -58,6 +58,41 @@ def test_constant_parameters_are_a_promise_about_calls_without_gradients(model):
     assert model.layers[0].mega.cema.gamma.grad.any()
 
 
+def test_streams_leave_the_model_as_it_was(model):
+    """Two at once, which end in the order they began; one that is never finished; one in another's step."""
+    tokens = torch.tensor([PROMPTS[0]])
+    first, second, unfinished = (stream(model, PROMPTS, max_new_tokens=4) for _ in range(3))
+    next(unfinished)
+    for one, other in zip(first, second, strict=True):
+        assert one == other
+        assert generate(model, [PROMPTS[1]], max_new_tokens=1)
+    with torch.no_grad():
+        before, _ = model(tokens)
+        model.layers[0].mega.cema.gamma.add_(1.0)
+        after, _ = model(tokens)
+    assert not torch.equal(after, before)
+
+
+def test_constant_parameters_may_end_in_any_order(model):
+    tokens = torch.tensor([PROMPTS[0]])
+    one, other = model.constant_parameters(), model.constant_parameters()
+    with torch.no_grad():
+        one.__enter__()
+        other.__enter__()
+        one.__exit__()
+        before, _ = model(tokens)
+        other.__exit__()
+        model.layers[0].mega.cema.gamma.add_(1.0)
+        after, _ = model(tokens)
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("prompt", [[1, -1], [2**70], torch.tensor([1, 10**6])])
+def test_ids_out_of_range_are_refused_at_the_call(model, prompt):
+    with pytest.raises(ValueError, match=r"generate: prompts\[1\]: expected token ids in \[0, "):
+        stream(model, [[1], prompt], max_new_tokens=1)
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 5, 100])
 def test_prompt_pieces_do_not_matter(model, chunk):
     expected = generate(model, PROMPTS, max_new_tokens=5)
@@ -172,10 +207,10 @@ def test_prefill_needs_memory_for_one_piece_only(model):
 
 
 def test_left_padding():
-    tokens, mask = left_padded([[1, 2, 3], [4]], torch.device("cpu"))
+    tokens, mask = left_padded([[1, 2, 3], [4]], 5, torch.device("cpu"))
     assert tokens.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert mask.tolist() == [[False, False, False], [True, True, False]]
-    assert left_padded([[1], [2]], torch.device("cpu"))[1] is None
+    assert left_padded([[1], [2]], 5, torch.device("cpu"))[1] is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +233,7 @@ def test_left_padding():
         ({"prompts": ["ab"]}, TypeError, r"prompts\[0\]"),
         ({"prompts": [[1], [1.5]]}, ValueError, r"prompts\[1\]"),
         ({"prompts": [torch.zeros(2, 2, dtype=torch.int64)]}, ValueError, r"prompts\[0\]"),
-        ({"prompts": [[19]]}, ValueError, "tokens"),
+        ({"prompts": [[19]]}, ValueError, r"prompts\[0\]"),
     ],
 )
 def test_bad_arguments_are_named(model, changes, error, name):

@@ -48,6 +48,15 @@ def test_state_of_another_batch(tiny, tokens):
         model(tokens[:1], state)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cu_seqlens", [0, 4]), ("padding_mask", [[False] * 4]), ("state", 5), ("logits_to_keep", 1.5)],
+)
+def test_arguments_of_other_types(tiny, tokens, name, value):
+    with pytest.raises(TypeError, match=f"Megalodon: {name}: expected .*, got {type(value).__name__}"):
+        tiny()(tokens, **{name: value})
+
+
 @pytest.mark.parametrize("count", [0, -1])
 def test_bad_logits_to_keep(tiny, tokens, count):
     with pytest.raises(ValueError, match="logits_to_keep"):

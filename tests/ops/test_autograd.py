@@ -7,6 +7,7 @@ import pytest
 import torch
 from calls import OPERATORS, SEQUENCE_OPERATORS, Call, Tokens, cotangents, example
 from frontends import TORCH, TORCH_EXPLICIT
+from megalodon_core import ops
 from tolerance import GOLDEN, assert_all_close, assert_bitwise_equal
 from torch import Tensor
 
@@ -105,3 +106,31 @@ def test_backward_of_backward_is_a_clear_error(op):
     gradients = torch.autograd.grad([x.sum() for x in function(*leaves)], leaves, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{op}: backward of backward"):
         sum((g * g).sum() for g in gradients).backward()
+
+
+# torch.func.jvp loads torch's decompositions, which warn of what they are written in.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("op", OPERATORS)
+def test_forward_mode_is_a_clear_error(op):
+    """A derivative that no formula gives must not come out as zero."""
+    function, leaves = as_function(example(op, torch.float64))
+    values = tuple(x.detach() for x in leaves)
+    ones = tuple(torch.ones_like(x) for x in values)
+    refused = pytest.raises(NotImplementedError, match=f"{op}: forward-mode differentiation")
+    with refused:
+        torch.func.jvp(lambda *given: function(*given)[0], values, ones)
+    with refused, torch.autograd.forward_ad.dual_level():
+        function(*map(torch.autograd.forward_ad.make_dual, values, ones))
+    y = function(*leaves)[0]
+    with refused, torch.autograd.forward_ad.dual_level():
+        torch.autograd.grad(y, leaves, torch.autograd.forward_ad.make_dual(torch.ones_like(y), y.detach()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_mode_elsewhere_is_no_error():
+    x = torch.randn(2, 3)
+    with torch.autograd.forward_ad.dual_level():
+        torch.autograd.forward_ad.make_dual(torch.zeros(()), torch.ones(()))
+        assert torch.equal(ops.rms_norm(x), ops.rms_norm(x.clone()))
+    _, tangent = torch.func.jvp(lambda weight: weight * ops.rms_norm(x), (torch.ones(3),), (torch.ones(3),))
+    assert torch.equal(tangent, ops.rms_norm(x))

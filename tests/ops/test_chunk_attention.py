@@ -295,6 +295,17 @@ def test_a_donated_state_without_room_is_replaced_by_one_of_full_capacity(op, fr
 
 
 @both
+def test_a_donated_state_needs_memory_for_keys_and_values(op):
+    shared, z, gamma = torch.zeros(2, 2, 1, 8), torch.randn(2, 1, 1, 8), torch.ones(2, 1, 8)
+    inputs = (z, z, z) if op == "chunk_attention" else (z, gamma, gamma, z)
+    state = (shared, shared, torch.zeros(2, dtype=torch.int64))
+    run = getattr(ops, op)
+    run(*inputs, chunk_size=3, initial_state=state)
+    with pytest.raises(ValueError, match=rf"{op}: initial_state.v: expected memory of its own to donate"):
+        run(*inputs, chunk_size=3, initial_state=state, donate_state=True)
+
+
+@both
 def test_a_donation_beside_a_gradient_is_not_used(op):
     call = example(op, torch.float32, tokens=Tokens(length=2), chunk_size=5, capacity=4)
     before = {name: x.clone() for name, x in call.state().items()}

@@ -7,7 +7,8 @@ namespace {
 void validate_counts(const Check& check, const Tensor& count, std::int64_t length) {
   if (count.device.type != DeviceType::cpu) return;
   for (std::int64_t i = 0; i < count.size(0); ++i) {
-    check.range("initial_count", count.as<const std::int64_t>()[i * count.stride(0)], 0, INT64_MAX - length);
+    check.range("initial_state.count", count.as<const std::int64_t>()[i * count.stride(0)], 0,
+                INT64_MAX - length);
   }
 }
 
@@ -28,13 +29,13 @@ TimestepNormShape validate(const TimestepNorm& op) {
     check.parameter("bias", op.bias, {dim});
   }
   const SequenceShape sequence = validate(check, op.sequence, op.x.size(0), op.x.size(1));
-  check.together("initial_mean", op.initial_mean, "initial_count", op.initial_count);
-  check.together("initial_var", op.initial_var, "initial_count", op.initial_count);
+  check.together("initial_state.mean", op.initial_mean, "initial_state.count", op.initial_count);
+  check.together("initial_state.var", op.initial_var, "initial_state.count", op.initial_count);
   if (op.initial_count.defined()) {
-    check.exact("initial_count", op.initial_count, DType::int64, {sequence.count});
+    check.exact("initial_state.count", op.initial_count, DType::int64, {sequence.count});
     validate_counts(check, op.initial_count, sequence.length);
-    check.parameter("initial_mean", op.initial_mean, {sequence.count, groups});
-    check.parameter("initial_var", op.initial_var, {sequence.count, groups});
+    check.parameter("initial_state.mean", op.initial_mean, {sequence.count, groups});
+    check.parameter("initial_state.var", op.initial_var, {sequence.count, groups});
   }
   return {sequence, dim, groups};
 }

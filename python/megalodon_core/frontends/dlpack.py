@@ -46,7 +46,8 @@ def backward(
     """One gradient per input, None where there is none."""
     call = _Call(spec, inputs[0])
     own = call.run("backward", *cotangents, *inputs, *attributes)
-    return spec.spread_gradients(call.copy(cotangents[0]), inputs, own)
+    dy = call.copy(cotangents[0]) if spec.passes_dy_on else None
+    return spec.spread_gradients(dy, inputs, own)
 
 
 class _Call:

@@ -72,4 +72,5 @@ def backward(
 ) -> tuple[Any, ...]:
     """One gradient per input, None where there is none."""
     own = spec.kernels.backward(_FRONTEND, runtime.num_threads(), *cotangents, *inputs, *attributes)
-    return spec.spread_gradients(cotangents[0].copy(), inputs, own)
+    dy = cotangents[0].copy() if spec.passes_dy_on else None
+    return spec.spread_gradients(dy, inputs, own)

@@ -3,9 +3,11 @@
 For an operator `op` there are `torch.ops.megalodon_core.op` and `torch.ops.megalodon_core.op_backward`. A
 backward saves the operator's inputs and nothing else. Backward of backward raises RuntimeError.
 
+Forward-mode differentiation raises NotImplementedError.
+
 An eager call of plain tensors that nothing observes (no compiler, tracer, transform, mode, profiler,
-autocast) goes straight to the core, inside an autograd function where a gradient is wanted. The dispatcher
-would cost more than a small kernel.
+autocast, forward-mode differentiation) goes straight to the core, inside an autograd function where a
+gradient is wanted. The dispatcher would cost more than a small kernel.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from megalodon_core import _core, cuda
 from megalodon_core.ops import SPECS
@@ -125,6 +128,7 @@ def _differentiate(
     given = [g for g, name in zip(grads, spec.outputs, strict=True) if name not in spec.integer_outputs]
     if given[0] is None:
         given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
+    _refuse_tangents(spec, (*given, *inputs))
     own = backward(*given, *inputs, *attributes)
     return spec.spread_gradients(given[0], inputs, own)
 
@@ -176,6 +180,11 @@ _profiler = getattr(torch.autograd, "_profiler_enabled", _always)
 _autocast = getattr(torch._C, "_is_any_autocast_enabled", _always)
 
 
+def _differentiates_forward() -> bool:
+    """Whether tensors may carry tangents; True in a release of torch that no longer tells."""
+    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
+
+
 def _is_observed() -> bool:
     """Whether something must see this call as an operator of torch's dispatcher."""
     return bool(
@@ -185,7 +194,20 @@ def _is_observed() -> bool:
         or _tracer() is not None
         or _profiler()
         or _autocast()
+        or _differentiates_forward()
     )
+
+
+def _refuse_tangents(spec: Spec, tensors: Sequence[Any]) -> None:
+    """Raises NotImplementedError where a derivative would be lost: operators have no forward-mode formula."""
+    if torch.compiler.is_compiling() or not _differentiates_forward():
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{spec.name}: forward-mode differentiation is not implemented; use torch.autograd.grad or "
+                f"torch.func.vjp"
+            )
 
 
 # ---- torch.library ----
@@ -275,6 +297,7 @@ def forward(
         donation = (True,) if donate_state else ()
         return _forward(spec, *inputs, *attributes, *donation)
     _check(spec, inputs)
+    _refuse_tangents(spec, inputs)
     found = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
     return found if len(spec.outputs) > 1 else (found,)
 

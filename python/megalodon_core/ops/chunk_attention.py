@@ -125,7 +125,7 @@ def chunk_attention(
         y_t = softmax over s of scale (q_t . k_s) applied to v_s,    s <= t, s in the chunk of t
 
     Positions and chunk boundaries count unpadded tokens of the row (or document), from the initial state's
-    length on. No L x L matrix is stored, forward or backward.
+    length on. No L x L matrix is stored, forward or backward: scores of at most one chunk and head.
 
     Args:
         q, k: (B, L, H, Dz), float32, bfloat16, float16 or float64; any strides.

@@ -89,20 +89,19 @@ inline void for_groups(const Groups groups, const P prepare, const F f) {
   }
 }
 
-// Within each segment of kSegment lanes, the blocks of kBlock lanes that have an even (kOdd = 0) or odd number: first
-// those of a, then those of b.
+// Within each segment of kSegment lanes, the blocks of kBlock lanes that have an even (kOdd = 0) or odd
+// number: first those of a, then those of b.
 template <int kBlock, int kSegment, int kOdd, class V, int... i>
 inline V every_other_block(V a, V b, std::integer_sequence<int, i...>) {
   constexpr int lanes = sizeof...(i), half = kSegment / 2;
-  return __builtin_shufflevector(
-      a, b,
-      (i / kSegment * kSegment + i % half / kBlock * 2 * kBlock + kOdd * kBlock + i % kBlock +
-       (i % kSegment < half ? 0 : lanes))...);
+  return __builtin_shufflevector(a, b,
+                                 (i / kSegment * kSegment + i % half / kBlock * 2 * kBlock + kOdd * kBlock +
+                                  i % kBlock + (i % kSegment < half ? 0 : lanes))...);
 }
 
-// Lane i of the result is the sum over the lanes of vector i, for kCount = kLanes<A> vectors; for fewer, lanes of a
-// vector are summed as far as there are vectors to fill the result. Pairs are joined within 16 bytes first, which is
-// what shuffles do fastest.
+// Lane i of the result is the sum over the lanes of vector i, for kCount = kLanes<A> vectors; for fewer,
+// lanes of a vector are summed as far as there are vectors to fill the result. Pairs are joined within 16
+// bytes first, which is what shuffles do fastest.
 template <class A, int kCount = kLanes<A>>
 inline Vec<A> sum_each(const Vec<A>* vectors) {
   if constexpr (kCount == 1) {
