@@ -12,9 +12,9 @@ TimestepNorm inputs(Call& call, const Arrays& arrays, std::int64_t num_groups, d
   return {call.strided_input("x", arrays.x),
           call.input("weight", arrays.weight),
           call.input("bias", arrays.bias),
-          call.input("initial_state.count", arrays.initial_count),
-          call.input("initial_state.mean", arrays.initial_mean),
-          call.input("initial_state.var", arrays.initial_var),
+          call.input("initial_count", arrays.initial_count),
+          call.input("initial_mean", arrays.initial_mean),
+          call.input("initial_var", arrays.initial_var),
           {call.input("cu_seqlens", arrays.cu_seqlens), call.input("padding_mask", arrays.padding_mask)},
           num_groups,
           eps};
@@ -45,8 +45,8 @@ py::tuple backward(const Frontend& frontend, Queue queue, py::handle dy, py::han
   op.dx = call.output_like("x", op.x);
   op.dweight = call.output_like("weight", op.weight);
   op.dbias = call.output_like("bias", op.bias);
-  op.dinitial_mean = call.output_like("initial_state.mean", op.initial_mean);
-  op.dinitial_var = call.output_like("initial_state.var", op.initial_var);
+  op.dinitial_mean = call.output_like("initial_mean", op.initial_mean);
+  op.dinitial_var = call.output_like("initial_var", op.initial_var);
   return call.run(&Kernels::timestep_norm_backward, op, shape);
 }
 

@@ -80,20 +80,20 @@ class MegalodonConfig:
     def __post_init__(self) -> None:
         for name in ("num_layers", "model_dim", "z_dim", "value_dim", "num_heads", "ffn_hidden_dim",
                      "cema_ndim", "chunk_size", "norm_num_groups"):  # fmt: skip
-            _check(_is_int(getattr(self, name)), self, name, "an int", TypeError)
+            _check(is_int(getattr(self, name)), self, name, "an int", TypeError)
             _check(getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("vocab_size", "output_size"):
-            _check(_is_int(getattr(self, name)), self, name, "an int", TypeError)
+            _check(is_int(getattr(self, name)), self, name, "an int", TypeError)
             _check(getattr(self, name) >= 1 or getattr(self, name) == -1, self, name, "at least 1, or -1")
         for name in ("norm_affine", "swiglu", "rescale_nffn", "scale_emb", "share_emb", "layerwise_ckpt"):
             _check(isinstance(getattr(self, name), bool), self, name, "a bool", TypeError)
         for name in ("dropout", "hidden_dropout", "attention_dropout"):
-            _check(_is_real(getattr(self, name)), self, name, "a number", TypeError)
+            _check(is_real(getattr(self, name)), self, name, "a number", TypeError)
             _check(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
-        _check(_is_real(self.norm_eps), self, "norm_eps", "a number", TypeError)
+        _check(is_real(self.norm_eps), self, "norm_eps", "a number", TypeError)
         _check(0 < self.norm_eps < math.inf, self, "norm_eps", "positive and finite")
         if self.rope_base is not None:
-            _check(_is_real(self.rope_base), self, "rope_base", "None or a number", TypeError)
+            _check(is_real(self.rope_base), self, "rope_base", "None or a number", TypeError)
             _check(0 < self.rope_base < math.inf, self, "rope_base", "positive and finite")
         _check(self.init_mode in INIT_MODES, self, "init_mode", f"one of {INIT_MODES}")
         _check(
@@ -157,11 +157,13 @@ class MegalodonConfig:
         return dataclasses.asdict(self)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether it is a whole number and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
+    """Whether it is a number and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

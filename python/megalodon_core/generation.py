@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megalodon_core.config import is_int, is_real
 from megalodon_core.model import Megalodon
 from megalodon_core.state import MegalodonState
 
@@ -104,7 +105,7 @@ def stream(
     if prefill_chunk is None:
         prefill_chunk = model.config.chunk_size
     _check_count("prefill_chunk", prefill_chunk)
-    if eos is not None and not (_is_int(eos) and 0 <= eos < model.config.vocab_size):
+    if eos is not None and not (is_int(eos) and 0 <= eos < model.config.vocab_size):
         raise ValueError(
             f"generate: eos: expected None or a token id below {model.config.vocab_size}, got {eos!r}"
         )
@@ -153,15 +154,15 @@ class Sampler:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_real(self.temperature) and 0 <= self.temperature < math.inf):
+        if not (is_real(self.temperature) and 0 <= self.temperature < math.inf):
             raise ValueError(
                 f"generate: temperature: expected a finite number >= 0, got {self.temperature!r}"
             )
         if self.top_k is not None:
             _check_count("top_k", self.top_k)
-        if not (_is_real(self.top_p) and 0 < self.top_p <= 1):
+        if not (is_real(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"generate: top_p: expected a number in (0, 1], got {self.top_p!r}")
-        if self.seed is not None and not _is_int(self.seed):
+        if self.seed is not None and not is_int(self.seed):
             raise TypeError(f"generate: seed: expected None or an int, got {self.seed!r}")
 
     def generator(self, device: torch.device) -> torch.Generator | None:
@@ -258,7 +259,7 @@ def _prompt_tensor(index: int, prompt: Prompt, vocab_size: int) -> Tensor:
     else:
         if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Sequence):
             raise TypeError(f"{name}: expected a sequence of token ids, got {type(prompt).__name__}")
-        if not prompt or not all(_is_int(token) for token in prompt):
+        if not prompt or not all(is_int(token) for token in prompt):
             raise ValueError(f"{name}: expected at least one token id, all int, got {prompt!r:.60}")
         low, high = min(prompt), max(prompt)
     if low < 0 or high >= vocab_size:
@@ -266,16 +267,8 @@ def _prompt_tensor(index: int, prompt: Prompt, vocab_size: int) -> Tensor:
     return torch.as_tensor(prompt, dtype=torch.int64)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check_count(name: str, value: object) -> None:
-    if not _is_int(value):
+    if not is_int(value):
         raise TypeError(f"generate: {name}: expected an int, got {value!r}")
     if value < 1:  # type: ignore[operator]
         raise ValueError(f"generate: {name}: expected at least 1, got {value}")

@@ -17,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def measure(seconds: float) -> dict[str, float]:
-    """Figures `decode.<dtype>.{seconds, read_seconds, over_read, sum_seconds, over_sum}`.
+    """Figures `decode.<dtype>.{seconds, read_seconds, over_read}`.
 
     Of the embedding one row is read, so its matrix is not counted among the weights.
     """
@@ -26,31 +26,23 @@ def measure(seconds: float) -> dict[str, float]:
     figures = {}
     for name, dtype in DTYPES.items():
         model.to(dtype)
+        (read,) = ceilings.copy(dtype, read=weights)
         with model.constant_parameters():
-            figures |= beside_reading(name, decoding(model), dtype, weights, seconds)
+            figures |= beside_reading(name, decoding(model), read, seconds)
     return figures
 
 
-def beside_reading(
-    name: str, step: Sample, dtype: torch.dtype, weights: int, seconds: float
-) -> dict[str, float]:
-    """The figures of one kind of decoding: a token, and reading the weights, in turn.
-
-    `read` is the time of a copy of as many bytes, read and written together; `sum` that of a sum over the
-    bytes. Memory that reads and writes at the same time copies bytes faster than it can only read them.
-    """
-    (copied,) = ceilings.copy(dtype, read=weights)
-    (summed,) = ceilings.read(dtype, sum=weights)
-    samples = {"step": step, "read": copied, "sum": summed}
-    for sample in samples.values():
+def beside_reading(name: str, step: Sample, read: Sample, seconds: float) -> dict[str, float]:
+    """The figures of one kind of decoding: a token, and reading the weights, in turn."""
+    for sample in (step, read):
         sample()
-    taken = interleave(samples, seconds)
-    token = median(taken["step"]["token"])
-    figures = {f"decode.{name}.seconds": token}
-    for kind in ("read", "sum"):
-        reading = median(taken[kind][kind])
-        figures |= {f"decode.{name}.{kind}_seconds": reading, f"decode.{name}.over_{kind}": token / reading}
-    return figures
+    taken = interleave({"step": step, "read": read}, seconds)
+    token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
+    return {
+        f"decode.{name}.seconds": token,
+        f"decode.{name}.read_seconds": reading,
+        f"decode.{name}.over_read": token / reading,
+    }
 
 
 def decoding(model: Megalodon) -> Sample:

@@ -15,6 +15,7 @@ import llama
 import torch
 from decoding import beside_reading
 from megalodon_core import MegalodonConfig
+from megalodon_core.bench import ceilings
 from megalodon_core.bench.harness import DisagreementError
 from megalodon_core.bench.timing import Clock, Sample, interleave
 from megalodon_core.nn import Block, ConstantParameters
@@ -174,18 +175,19 @@ def _context(name: str, samples: dict[str, Sample], tokens: int, seconds: float)
 
 
 def decoding(widths: Widths, seconds: float) -> dict[str, float]:
-    """Figures `decode.{start, half_chunk}.*` of `beside_reading`: one token in a layer.
+    """Figures `decode.{start, half_chunk}.{seconds, read_seconds, over_read}`: one token in a layer.
 
-    The stream has read 16 tokens before, or half a chunk. On a GPU the step is a graph, as in a decoder that
-    cares.
+    The stream has read 16 tokens before, or half a chunk. Reading the weights is timed as a copy of as many
+    bytes, read and written together. On a GPU the step is a graph, as in a decoder that cares.
     """
     block, _ = megalodon(widths)
     weights = sum(parameter.numel() for parameter in block.parameters())
     figures = {}
     for name, before in (("start", 16), ("half_chunk", widths.config.chunk_size // 2)):
+        (read,) = ceilings.copy(DTYPE, read=weights)
         with ConstantParameters(block):
             step = token(block, widths.config.model_dim, before)
-            figures |= beside_reading(name, step, DTYPE, weights, seconds)
+            figures |= beside_reading(name, step, read, seconds)
     return figures
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from megalodon_core import Megalodon, MegalodonConfig
 from megalodon_core.cli.completion import print_text
 from megalodon_core.generation import generate
 from megalodon_core.training.run import load_model
@@ -23,6 +24,25 @@ def test_a_prompt_can_come_from_a_file(program, trained, tmp_path):
     options = ["--max-new-tokens", 5, "--temperature", 0]
     from_file = program("generate", trained, "--prompt-file", tmp_path / "prompt", *options)
     assert from_file == program("generate", trained, "--prompt", "12 squ", *options)
+
+
+def test_a_model_of_other_outputs_gets_one_line(program, tmp_path):
+    config = MegalodonConfig(
+        num_layers=1,
+        model_dim=16,
+        z_dim=8,
+        value_dim=16,
+        ffn_hidden_dim=16,
+        chunk_size=4,
+        norm_num_groups=2,
+        vocab_size=256,
+        output_size=3,
+    )
+    Megalodon(config).save_pretrained(tmp_path)
+    outcome = program("generate", tmp_path, "--prompt", "a")
+    assert outcome.code == 2
+    assert "as many logits as token ids, got 3 logits and 256 ids" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_characters_appear_once_they_are_whole():

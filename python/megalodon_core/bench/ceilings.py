@@ -1,4 +1,4 @@
-"""What the machine can do, by torch's own fastest means: matrix products, copies and sums.
+"""What the machine can do, by torch's own fastest means: matrix products and copies.
 
 Floors are made of these, measured in the same rounds as what they are a floor of, on torch's default device.
 """
@@ -36,15 +36,6 @@ def copy(dtype: torch.dtype, **elements: float) -> tuple[Sample, ...]:
         source = torch.zeros(round(count / 2), dtype=dtype)
         destination = torch.zeros_like(source)
         return stopwatch(name, lambda: destination.copy_(source))
-
-    return tuple(one(name, count) for name, count in elements.items())
-
-
-def read(dtype: torch.dtype, **elements: float) -> tuple[Sample, ...]:
-    """Reading so many elements and writing nothing, a sample each: the sum of as many bytes of float32."""
-
-    def one(name: str, count: float) -> Sample:
-        return stopwatch(name, torch.zeros(round(count * dtype.itemsize / 4), dtype=torch.float32).sum)
 
     return tuple(one(name, count) for name, count in elements.items())
 

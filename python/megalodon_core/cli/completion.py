@@ -19,7 +19,11 @@ def continued(model: Megalodon, prompt: list[int], max_new_tokens: int, **sampli
         raise UserError(
             f"the prompt holds {max(prompt)}, but the model's vocabulary is {model.config.vocab_size}"
         )
-    return (step[0] for step in stream(model, [prompt], max_new_tokens=max_new_tokens, **sampling))
+    try:
+        steps = stream(model, [prompt], max_new_tokens=max_new_tokens, **sampling)
+    except ValueError as error:  # a model without a logit for every token id
+        raise UserError(str(error)) from error
+    return (step[0] for step in steps)
 
 
 def print_text(tokens: Iterable[int], output: TextIO) -> None:
