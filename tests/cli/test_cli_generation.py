@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
-from megalodon_core import Megalodon, MegalodonConfig
+from megalodon_core import Megalodon
 from megalodon_core.cli.completion import print_text
 from megalodon_core.generation import generate
-from megalodon_core.training.run import load_model
+from megalodon_core.training.run import load_model, small_config
 
 
 def test_generate_prints_the_continuation(program, trained):
@@ -27,17 +28,7 @@ def test_a_prompt_can_come_from_a_file(program, trained, tmp_path):
 
 
 def test_a_model_of_other_outputs_gets_one_line(program, tmp_path):
-    config = MegalodonConfig(
-        num_layers=1,
-        model_dim=16,
-        z_dim=8,
-        value_dim=16,
-        ffn_hidden_dim=16,
-        chunk_size=4,
-        norm_num_groups=2,
-        vocab_size=256,
-        output_size=3,
-    )
+    config = replace(small_config(1, 16, 4, 256), output_size=3)
     Megalodon(config).save_pretrained(tmp_path)
     outcome = program("generate", tmp_path, "--prompt", "a")
     assert outcome.code == 2
