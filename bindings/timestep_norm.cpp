@@ -21,7 +21,7 @@ TimestepNorm inputs(Call& call, const Arrays& arrays, std::int64_t num_groups, d
 }
 
 py::tuple forward(const Frontend& frontend, Queue queue, const Arrays& arrays, std::int64_t num_groups,
-                  double eps) {
+                  double eps, bool keep) {
   Call call("timestep_norm", frontend, queue);
   TimestepNormForward op{inputs(call, arrays, num_groups, eps)};
   const TimestepNormShape shape = validate(op);
@@ -30,18 +30,24 @@ py::tuple forward(const Frontend& frontend, Queue queue, const Arrays& arrays, s
   op.count = call.output("count", DType::int64, {shape.count});
   op.mean = call.output("mean", statistic, {shape.count, shape.groups});
   op.var = call.output("var", statistic, {shape.count, shape.groups});
+  if (keep) {
+    op.kept.mean = call.output("token_mean", DType::float64, {shape.batch, shape.length, shape.groups});
+    op.kept.scale = call.output("token_scale", statistic, {shape.batch, shape.length, shape.groups});
+  }
   return call.run(&Kernels::timestep_norm_forward, op, shape);
 }
 
 py::tuple backward(const Frontend& frontend, Queue queue, py::handle dy, py::handle dmean, py::handle dvar,
-                   const Arrays& arrays, std::int64_t num_groups, double eps) {
+                   const Arrays& arrays, py::handle token_mean, py::handle token_scale,
+                   std::int64_t num_groups, double eps) {
   Call call("timestep_norm", frontend, queue);
   TimestepNormBackward op{inputs(call, arrays, num_groups, eps)};
   op.dy = call.strided_input("dy", dy);
   op.dmean = call.input("dmean", dmean);
   op.dvar = call.input("dvar", dvar);
+  op.kept = {call.input("token_mean", token_mean), call.input("token_scale", token_scale)};
   const TimestepNormShape shape = validate(op);
-  validate_cotangents(op, shape);
+  validate_backward(op, shape);
   op.dx = call.output_like("x", op.x);
   op.dweight = call.output_like("weight", op.weight);
   op.dbias = call.output_like("bias", op.bias);
@@ -58,26 +64,28 @@ void register_timestep_norm(py::module_& module) {
       "timestep_norm_forward",
       [](const Frontend& frontend, Queue queue, py::handle x, py::handle weight, py::handle bias,
          py::handle initial_count, py::handle initial_mean, py::handle initial_var, py::handle cu_seqlens,
-         py::handle padding_mask, std::int64_t num_groups, double eps) {
+         py::handle padding_mask, std::int64_t num_groups, double eps, bool keep) {
         return forward(frontend, queue,
                        {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
-                       num_groups, eps);
+                       num_groups, eps, keep);
       },
       "frontend"_a, py::arg(kQueueName), "x"_a, "weight"_a, "bias"_a, "initial_count"_a, "initial_mean"_a,
-      "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a, "-> (y, count, mean, var)");
+      "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a, "eps"_a, "keep"_a = false,
+      "-> (y, count, mean, var, token_mean and token_scale for backward if keep)");
   module.def(
       "timestep_norm_backward",
       [](const Frontend& frontend, Queue queue, py::handle dy, py::handle dmean, py::handle dvar,
          py::handle x, py::handle weight, py::handle bias, py::handle initial_count, py::handle initial_mean,
-         py::handle initial_var, py::handle cu_seqlens, py::handle padding_mask, std::int64_t num_groups,
-         double eps) {
+         py::handle initial_var, py::handle cu_seqlens, py::handle padding_mask, py::handle token_mean,
+         py::handle token_scale, std::int64_t num_groups, double eps) {
         return backward(frontend, queue, dy, dmean, dvar,
                         {x, weight, bias, initial_count, initial_mean, initial_var, cu_seqlens, padding_mask},
-                        num_groups, eps);
+                        token_mean, token_scale, num_groups, eps);
       },
       "frontend"_a, py::arg(kQueueName), "dy"_a, "dmean"_a, "dvar"_a, "x"_a, "weight"_a, "bias"_a,
-      "initial_count"_a, "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "num_groups"_a,
-      "eps"_a, "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
+      "initial_count"_a, "initial_mean"_a, "initial_var"_a, "cu_seqlens"_a, "padding_mask"_a, "token_mean"_a,
+      "token_scale"_a, "num_groups"_a, "eps"_a,
+      "-> (dx, dweight and dbias if weight, dinitial_mean and dinitial_var if initial_mean)");
 }
 
 }  // namespace megalodon::bindings

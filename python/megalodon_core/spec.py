@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from megalodon_core import _core, cuda
 
 # (shape, type) of an output; the type is "activation", "parameter" (float32, or float64 beside float64
-# activations) or "int64".
+# activations), "int64" or "float64".
 Inferred = tuple[tuple[int, ...], str]
 
 
@@ -30,8 +30,10 @@ class Input:
 
 class Kernels(NamedTuple):
     """`forward(frontend, threads, *inputs, *attributes)` gives the outputs,
-    `backward(frontend, threads, *cotangents, *inputs, *attributes)` the own gradients of the inputs.
-    Kernels of a GPU take the address of a CUDA stream in the place of threads.
+    `backward(frontend, threads, *cotangents, *inputs, *kept, *attributes)` the own gradients of the inputs.
+    Where there is something to keep, `forward(..., keep=True)` gives it behind the outputs, and `backward`
+    takes None for each of it as well. Kernels of a GPU take the address of a CUDA stream in the place of
+    threads.
     """
 
     forward: Callable[..., tuple[Any, ...]]
@@ -45,10 +47,11 @@ class Spec:
     name: str
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]  # the first is y
-    infer: Callable[[Sequence[Any], Sequence[Any]], list[Inferred]]  # shapes of the outputs from the inputs'
+    infer: Callable[[Sequence[Any], Sequence[Any]], list[Inferred]]  # outputs and kept, from the inputs
     attributes: tuple[tuple[str, type], ...] = ()
     y_like: int = 0  # the input whose shape and type y has
     integer_outputs: tuple[str, ...] = ()  # outputs without a cotangent
+    kept: tuple[str, ...] = ()  # what forward can hand to backward beside the inputs
 
     @cached_property
     def kernels(self) -> Kernels:
@@ -60,6 +63,11 @@ class Spec:
         """The compiled functions of the GPU, in a build that has them."""
         module = cuda.kernels()
         return Kernels(getattr(module, f"{self.name}_forward"), getattr(module, f"{self.name}_backward"))
+
+    @property
+    def nothing_kept(self) -> tuple[None, ...]:
+        """What backward takes in the place of what forward has not kept."""
+        return (None,) * len(self.kept)
 
     @property
     def cotangents(self) -> tuple[str, ...]:

@@ -8,8 +8,14 @@ import pytest
 import reference
 import torch
 from calls import Call, Tokens, cotangents, example
-from frontends import REFERENCE
-from tolerance import GOLDEN, assert_all_close, assert_as_good_as_naive, relative_error
+from frontends import PLACE, REFERENCE, TORCH, TORCH_EXPLICIT
+from tolerance import (
+    GOLDEN,
+    assert_all_close,
+    assert_as_good_as_naive,
+    assert_bitwise_equal,
+    relative_error,
+)
 from torch import Tensor
 
 TOKENS, GROUPS, WIDTH = 2**24, 2, 2
@@ -99,6 +105,33 @@ def test_threads_share_a_sequence(frontend, tokens, groups, threads):
     expected = REFERENCE.run(call, drawn)
     assert_all_close(result.outputs, expected.outputs, GOLDEN)
     assert_all_close(result.gradients, expected.gradients, GOLDEN)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [Tokens(2, 300), Tokens(documents=(1, 300, 0, 33)), Tokens(2, 300, padded=True)],
+    ids=["batch", "packed", "padded"],
+)
+def test_statistics_found_again_are_those_that_forward_kept(dtype, tokens):
+    """Autograd hands backward the statistics of forward, `ops.timestep_norm.backward` has none: same bits."""
+    call = example("timestep_norm", dtype, tokens=tokens, groups=2, width=24)
+    drawn = cotangents(TORCH.forward(call))
+    assert_bitwise_equal(TORCH.run(call, drawn).gradients, TORCH_EXPLICIT.run(call, drawn).gradients)
+
+
+def test_statistics_for_backward_are_checked():
+    x = PLACE.to(torch.randn(2, 5, 6))
+    *_, mean, scale = torch.ops.megalodon_core.timestep_norm(x, *[None] * 7, 3, 1e-5)
+    assert mean.shape == scale.shape == (2, 5, 3)
+    for kept, error, match in (
+        ((mean, None), ValueError, "token_scale: expected an array, because token_mean is given"),
+        ((mean[:, 1:].contiguous(), scale), ValueError, r"token_mean: expected shape \(2, 5, 3\)"),
+        ((mean, scale[:1].contiguous()), ValueError, r"token_scale: expected shape \(2, 5, 3\)"),
+        ((mean.float(), scale), TypeError, "token_mean: expected float64"),
+        ((mean, scale.double()), TypeError, "token_scale: expected float32"),
+    ):
+        with pytest.raises(error, match=match):
+            torch.ops.megalodon_core.timestep_norm_backward(x, *[None] * 2, x, *[None] * 7, *kept, 3, 1e-5)
 
 
 @pytest.mark.large

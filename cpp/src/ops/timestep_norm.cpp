@@ -40,11 +40,16 @@ TimestepNormShape validate(const TimestepNorm& op) {
   return {sequence, dim, groups};
 }
 
-void validate_cotangents(const TimestepNormBackward& op, const TimestepNormShape& shape) {
+void validate_backward(const TimestepNormBackward& op, const TimestepNormShape& shape) {
   const Check check("timestep_norm", "x", op.x);
   check.activation("dy", op.dy, {shape.batch, shape.length, shape.dim});
   if (op.dmean.defined()) check.parameter("dmean", op.dmean, {shape.count, shape.groups});
   if (op.dvar.defined()) check.parameter("dvar", op.dvar, {shape.count, shape.groups});
+  check.together("token_scale", op.kept.scale, "token_mean", op.kept.mean);
+  if (op.kept.mean.defined()) {
+    check.exact("token_mean", op.kept.mean, DType::float64, {shape.batch, shape.length, shape.groups});
+    check.parameter("token_scale", op.kept.scale, {shape.batch, shape.length, shape.groups});
+  }
 }
 
 }  // namespace megalodon

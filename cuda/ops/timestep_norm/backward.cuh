@@ -9,8 +9,8 @@
 // cancels, so it moves along with mean_t. The cotangents of the final mean and variance are one more term at
 // the last token; dmean_0 = n_0 p_1(mean_0), dvar_0 = n_0 b_1.
 //
-// Statistics run from the first token to the last and gradients back, so a pass over x makes the former, tile
-// by tile, and a pass over x and dy the latter, along a chain of tiles that starts at the last one.
+// The statistics of the tokens are there: forward kept them, or its pass over x came before. Gradients come
+// in a pass over x and dy, along a chain of tiles that starts at the last one.
 #pragma once
 
 #include "ops/timestep_norm/statistics.cuh"
@@ -185,19 +185,21 @@ MEGALODON_DEVICE Suffix link_terms(const GradientArgs<T>& op, const GroupTile& a
   return read_suffix(memory.before, 0);
 }
 
+// The statistics of the thread's token, as forward kept them.
+template <class T>
+MEGALODON_DEVICE Running kept_statistics(const GradientArgs<T>& op, const GroupTile& at) {
+  if (thread_index() >= at.tokens) return {1, 0, 0};
+  const std::int64_t i = kept_at(op, at, thread_index());
+  return {count_before(op, at) + thread_index() + 1, op.token_mean[i], op.token_scale[i]};
+}
+
 // All of a block but dx and the parameters: leaves the terms of dx = r g + first + second (x - mean_t) in
 // memory.first and memory.second.
 template <bool kHeld, int V, class T, class A = Acc<T>>
 MEGALODON_DEVICE void find_terms(const GradientArgs<T>& op, const GroupTile& at, const Rows<kHeld, V, T>& x,
                                  const Rows<kHeld, V, T>& dy, const TileMemory<A>& memory) {
-  measure_tokens(op, at, x, memory);
-  const Moments own = moments_upto(at, memory);
-  Moments before = initial_moments(op, at.tile.sequence, at.g);
-  if (!is_first(at)) {
-    const Link<2> upto = read_link<2>(op.statistics.upto, at.link - op.groups);
-    before = {count_before(op, at), upto.part[0], upto.part[1]};
-  }
-  const Running running = run_statistics(op, before, own, memory);
+  const Running running = kept_statistics(op, at);
+  share_statistics(running, memory);
   sum_gradients(op, at, x, dy, memory);
   const Suffix from = suffix_from(term_of(at, running, memory), memory);
   const Suffix all = join(from, link_terms(op, at, from, running, memory));

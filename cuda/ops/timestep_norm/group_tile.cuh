@@ -28,6 +28,8 @@ struct TimestepArgs {
   Global<const std::int64_t> initial_count;
   Global<const Acc<T>> initial_mean, initial_var;
   Chain statistics;            // links (tiles, G): mean and squares
+  Global<double> token_mean;   // (B, L, G), which backward reads and forward writes if it is to keep them
+  Global<Acc<T>> token_scale;  // the same: rsqrt(var + eps)
   std::int64_t groups, width;  // D = groups width
   int team;                    // lanes: a power of two
   double eps;
@@ -80,6 +82,13 @@ MEGALODON_DEVICE double initial_count(const TimestepArgs<T>& op, std::int64_t s)
 template <class T>
 MEGALODON_DEVICE double count_before(const TimestepArgs<T>& op, const GroupTile& at) {
   return initial_count(op, at.tile.sequence) + static_cast<double>(at.tile.first);
+}
+
+// Where the kept statistics of token t of the tile lie.
+template <class T>
+MEGALODON_DEVICE std::int64_t kept_at(const TimestepArgs<T>& op, const GroupTile& at, int t) {
+  const std::int64_t row = at.sequence.row * op.tiles.sequences.length + at.sequence.begin;
+  return (row + at.tile.first + t) * op.groups + at.g;
 }
 
 // Where token t of the tile begins in an array, its group's channels first.

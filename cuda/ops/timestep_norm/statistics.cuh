@@ -168,7 +168,7 @@ MEGALODON_DEVICE Moments moments_before(const TimestepArgs<T>& op, const GroupTi
 
 template <class T>
 struct NormalizeArgs : TimestepArgs<T> {
-  Global<T> y;                 // absent in backward, which is after the chain
+  Global<T> y;                 // absent where only the tokens' statistics are wanted, for backward
   Global<std::int64_t> count;  // final state, absent in backward
   Global<Acc<T>> mean, var;
 };
@@ -225,19 +225,33 @@ struct Running {
   double n, mean, scale;  // scale: rsqrt(var + eps)
 };
 
+// Those of the thread's token, from the ones before the tile and the tile's own up to the token.
+template <class T>
+MEGALODON_DEVICE Running run_statistics(const TimestepArgs<T>& op, const Moments& before,
+                                        const Moments& own) {
+  const Moments all = merge(before, own);
+  return {all.n, all.mean, 1 / std::sqrt(all.squares / all.n + op.eps)};
+}
+
+// For backward.
+template <class T>
+MEGALODON_DEVICE void keep_statistics(const TimestepArgs<T>& op, const GroupTile& at,
+                                      const Running& running) {
+  if (!op.token_mean || thread_index() >= at.tokens) return;
+  const std::int64_t i = kept_at(op, at, thread_index());
+  op.token_mean[i] = running.mean;
+  op.token_scale[i] = static_cast<Acc<T>>(running.scale);
+}
+
 // Leaves the running statistics of all tokens in memory. The mean is split, so that x - mean loses nothing
 // where the mean is large.
-template <class T, class A = Acc<T>>
-MEGALODON_DEVICE Running run_statistics(const TimestepArgs<T>& op, const Moments& before, const Moments& own,
-                                        const TileMemory<A>& memory) {
-  const Moments all = merge(before, own);
-  const double scale = 1 / std::sqrt(all.squares / all.n + op.eps);
-  const A mean = static_cast<A>(all.mean);
+template <class A>
+MEGALODON_DEVICE void share_statistics(const Running& running, const TileMemory<A>& memory) {
+  const A mean = static_cast<A>(running.mean);
   memory.mean[thread_index()] = mean;
-  memory.rest[thread_index()] = static_cast<A>(all.mean - static_cast<double>(mean));
-  memory.scale[thread_index()] = static_cast<A>(scale);
+  memory.rest[thread_index()] = static_cast<A>(running.mean - static_cast<double>(mean));
+  memory.scale[thread_index()] = static_cast<A>(running.scale);
   block_barrier();
-  return {all.n, all.mean, scale};
 }
 
 template <class T, int V, class A = Acc<T>>
@@ -287,8 +301,10 @@ MEGALODON_KERNEL MEGALODON_RESIDENT(kTimestepThreads,
   measure_tokens(op, at, x, memory);
   const Moments own = moments_upto(at, memory);
   const Moments before = link_statistics(op, at, own, memory);
+  const Running running = run_statistics(op, before, own);
+  keep_statistics(op, at, running);
   if (!op.y) return;
-  run_statistics(op, before, own, memory);
+  share_statistics(running, memory);
   write_normalized(op, at, x, memory);
 }
 

@@ -29,7 +29,8 @@ void with_rows(const TimestepNormShape& shape, bool wide, const F& f) {
 }
 
 template <class T>
-TimestepArgs<T> common_args(const TimestepNorm& op, const TimestepNormShape& shape, int vector, Run& run) {
+TimestepArgs<T> common_args(const TimestepNorm& op, const KeptStatistics& kept,
+                            const TimestepNormShape& shape, int vector, Run& run) {
   using A = Acc<T>;
   TimestepArgs<T> args{.x = tokens<const T>(op.x, "x"),
                        .weight = elements<const A>(op.weight, "weight"),
@@ -37,6 +38,8 @@ TimestepArgs<T> common_args(const TimestepNorm& op, const TimestepNormShape& sha
                        .initial_count = elements<const std::int64_t>(op.initial_count, "initial_state.count"),
                        .initial_mean = elements<const A>(op.initial_mean, "initial_state.mean"),
                        .initial_var = elements<const A>(op.initial_var, "initial_state.var"),
+                       .token_mean = elements<double>(kept.mean, "token_mean"),
+                       .token_scale = elements<A>(kept.scale, "token_scale"),
                        .groups = shape.groups,
                        .width = shape.dim / shape.groups,
                        .team = team_of(shape.dim / shape.groups, vector),
@@ -76,7 +79,7 @@ void timestep_norm_forward(const TimestepNormForward& op, const TimestepNormShap
     const bool wide =
         wide_tokens(kWidest<T>, shape, {&op.x, &op.y}) && aligned(kWidest<T>, {&op.weight, &op.bias});
     with_rows<T>(shape, wide, [&](auto vector, auto held) {
-      NormalizeArgs<T> args{common_args<T>(op, shape, vector, run), elements<T>(op.y, "y"),
+      NormalizeArgs<T> args{common_args<T>(op, op.kept, shape, vector, run), elements<T>(op.y, "y"),
                             elements<std::int64_t>(op.count, "count"), elements<A>(op.mean, "mean"),
                             elements<A>(op.var, "var")};
       if (has_chains(args)) args.statistics = make_chain<2>(run, links_of(args).x);
@@ -97,11 +100,14 @@ void timestep_norm_backward(const TimestepNormBackward& op, const TimestepNormSh
     const bool wide =
         wide_tokens(kWidest<T>, shape, {&op.x, &op.dy, &op.dx}) && aligned(kWidest<T>, {&op.weight});
     with_rows<T>(shape, wide, [&](auto vector, auto held) {
-      GradientArgs<T> args{common_args<T>(op, shape, vector, run)};
+      GradientArgs<T> args{common_args<T>(op, op.kept, shape, vector, run)};
       const std::int64_t links = links_of(args).x, parts = args.tiles.count;
-      if (has_chains(args)) {
-        args.statistics = make_chain<2>(run, links);
-        args.terms = make_chain<3>(run, links);
+      if (has_chains(args)) args.terms = make_chain<3>(run, links);
+      if (!op.kept.mean.defined()) {
+        const std::int64_t tokens = shape.batch * shape.length * shape.groups;
+        args.token_mean = run.workspace<double>(tokens);
+        args.token_scale = run.workspace<A>(tokens);
+        if (has_chains(args)) args.statistics = make_chain<2>(run, links);
         run.launch(normalize<held, vector, T>, {links}, kTimestepThreads,
                    kTileMemoryBytes<A> + kRowsBytes<held, vector, T>, NormalizeArgs<T>{args});
       }

@@ -45,7 +45,7 @@ def backward(
 ) -> tuple[Any, ...]:
     """One gradient per input, None where there is none."""
     call = _Call(spec, inputs[0])
-    own = call.run("backward", *cotangents, *inputs, *attributes)
+    own = call.run("backward", *cotangents, *inputs, *spec.nothing_kept, *attributes)
     dy = call.copy(cotangents[0]) if spec.passes_dy_on else None
     return spec.spread_gradients(dy, inputs, own)
 

@@ -71,6 +71,8 @@ def backward(
     spec: Spec, cotangents: Sequence[Any], inputs: Sequence[Any], attributes: Sequence[Any]
 ) -> tuple[Any, ...]:
     """One gradient per input, None where there is none."""
-    own = spec.kernels.backward(_FRONTEND, runtime.num_threads(), *cotangents, *inputs, *attributes)
+    own = spec.kernels.backward(
+        _FRONTEND, runtime.num_threads(), *cotangents, *inputs, *spec.nothing_kept, *attributes
+    )
     dy = cotangents[0].copy() if spec.passes_dy_on else None
     return spec.spread_gradients(dy, inputs, own)

@@ -1,7 +1,8 @@
 """torch tensors: `torch.library` operators with autograd and fake kernels, made from each operator's `Spec`.
 
-For an operator `op` there are `torch.ops.megalodon_core.op` and `torch.ops.megalodon_core.op_backward`. A
-backward saves the operator's inputs and nothing else. Backward of backward raises RuntimeError.
+For an operator `op` there are `torch.ops.megalodon_core.op` and `torch.ops.megalodon_core.op_backward`.
+Autograd saves the operator's inputs, and what its `Spec` keeps, which is among the outputs of
+`torch.ops.megalodon_core.op`. Backward of backward raises RuntimeError.
 
 Forward-mode differentiation raises NotImplementedError.
 
@@ -121,15 +122,19 @@ def _differentiate(
     spec: Spec,
     backward: Callable[..., Sequence[torch.Tensor]],
     grads: Sequence[Any],
-    inputs: Sequence[Any],
+    saved: Sequence[Any],
     attributes: Sequence[Any],
 ) -> tuple[Any, ...]:
-    """Gradients of the inputs from those of all outputs; `backward` takes the arguments of `op_backward`."""
-    given = [g for g, name in zip(grads, spec.outputs, strict=True) if name not in spec.integer_outputs]
+    """Gradients of the inputs from those of all outputs; `backward` takes the arguments of `op_backward`.
+
+    `saved` are the inputs and what forward kept.
+    """
+    inputs = saved[: len(spec.inputs)]
+    given = [g for g, name in zip(grads, spec.outputs, strict=False) if name not in spec.integer_outputs]
     if given[0] is None:
         given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
     _refuse_tangents(spec, (*given, *inputs))
-    own = backward(*given, *inputs, *attributes)
+    own = backward(*given, *saved, *attributes)
     return spec.spread_gradients(given[0], inputs, own)
 
 
@@ -139,19 +144,25 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: Spec, attributes: Sequence[Any], *inputs: Any) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs)
         ctx.spec, ctx.attributes = spec, attributes
-        return _forward(spec, *inputs, *attributes)
+        outputs = _forward(spec, *inputs, *attributes, *_keeping(spec))
+        ctx.save_for_backward(*inputs, *outputs[len(spec.outputs) :])
+        return outputs[: len(spec.outputs)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        spec, inputs = ctx.spec, ctx.saved_tensors
+        spec, saved = ctx.spec, ctx.saved_tensors
         # With create_graph=True the dispatcher's operator records that it has no backward of its own.
-        if _goes_straight((*inputs, *grads)) and not torch.is_grad_enabled():
+        if _goes_straight((*saved, *grads)) and not torch.is_grad_enabled():
             backward = partial(_backward, spec)
         else:
             backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
-        return (None, None, *_differentiate(spec, backward, grads, inputs, ctx.attributes))
+        return (None, None, *_differentiate(spec, backward, grads, saved, ctx.attributes))
+
+
+def _keeping(spec: Spec) -> tuple[bool, ...]:
+    """The last argument of a forward that keeps what backward can use."""
+    return (True,) if spec.kept else ()
 
 
 def _any_requires_grad(tensors: Sequence[Any]) -> bool:
@@ -218,8 +229,8 @@ def _materialize(spec: Spec, inferred: Inferred, inputs: Sequence[Any]) -> torch
     activation: torch.Tensor = inputs[spec.y_like]
     if kind == "activation":
         return activation.new_empty(shape)
-    if kind == "int64":
-        return activation.new_empty(shape, dtype=torch.int64)
+    if kind in ("int64", "float64"):
+        return activation.new_empty(shape, dtype=getattr(torch, kind))
     wide = torch.float64 if activation.dtype == torch.float64 else torch.float32
     return activation.new_empty(shape, dtype=wide)
 
@@ -227,18 +238,17 @@ def _materialize(spec: Spec, inferred: Inferred, inputs: Sequence[Any]) -> torch
 def register(spec: Spec) -> None:
     """Define the torch operators of a spec."""
     count, split = len(spec.inputs), len(spec.cotangents)
-    arguments = ", ".join(
-        [f"Tensor{'?' if declared.optional else ''} {declared.name}" for declared in spec.inputs]
-        + [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in spec.attributes]
-    )
-    cotangents = ", ".join(f"Tensor{'?' if i else ''} d{name}" for i, name in enumerate(spec.cotangents))
-    results = ", ".join("Tensor" for _ in spec.outputs)
-    _library.define(f"{spec.name}({arguments}) -> ({results})")
-    _library.define(f"{spec.name}_backward({cotangents}, {arguments}) -> Tensor[]")
+    inputs = [f"Tensor{'?' if declared.optional else ''} {declared.name}" for declared in spec.inputs]
+    kept = [f"Tensor? {name}" for name in spec.kept]
+    attributes = [f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in spec.attributes]
+    cotangents = [f"Tensor{'?' if i else ''} d{name}" for i, name in enumerate(spec.cotangents)]
+    results = ", ".join("Tensor" for _ in (*spec.outputs, *spec.kept))
+    _library.define(f"{spec.name}({', '.join(inputs + attributes)}) -> ({results})")
+    _library.define(f"{spec.name}_backward({', '.join(cotangents + inputs + kept + attributes)}) -> Tensor[]")
 
     def implement(device: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
         def unpacked(*args: Any) -> Any:
-            outputs = forward(spec, *args)
+            outputs = forward(spec, *args, *_keeping(spec))
             return outputs if len(outputs) > 1 else outputs[0]
 
         _library.impl(spec.name, unpacked, device)
@@ -255,7 +265,7 @@ def register(spec: Spec) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:count])
+        ctx.save_for_backward(*inputs[:count], *(output[len(spec.outputs) :] if spec.kept else ()))
         ctx.attributes = inputs[count:]
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -299,7 +309,7 @@ def forward(
     _check(spec, inputs)
     _refuse_tangents(spec, inputs)
     found = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
-    return found if len(spec.outputs) > 1 else (found,)
+    return found[: len(spec.outputs)] if len(spec.outputs) > 1 else (found,)
 
 
 def backward(
@@ -307,7 +317,9 @@ def backward(
 ) -> tuple[Any, ...]:
     """One gradient per input, None where there is none."""
     _check(spec, inputs, cotangents)
-    own = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")(*cotangents, *inputs, *attributes)
+    own = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")(
+        *cotangents, *inputs, *spec.nothing_kept, *attributes
+    )
     return spec.spread_gradients(cotangents[0], inputs, own)
 
 

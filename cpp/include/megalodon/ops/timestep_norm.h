@@ -28,15 +28,25 @@ struct TimestepNormShape : SequenceShape {
 
 TimestepNormShape validate(const TimestepNorm& op);
 
-struct TimestepNormForward : TimestepNorm {
-  Tensor y;      // (B, L, D)
-  Tensor count;  // int64 (count,)
-  Tensor mean;   // (count, G)
-  Tensor var;    // (count, G)
+// The statistics of every token, (B, L, G), which forward may keep for backward. Those of a row or document
+// follow each other from its beginning on: padding has no place among them, and the end of its row is not
+// written.
+struct KeptStatistics {
+  Tensor mean;   // float64
+  Tensor scale;  // rsqrt(var + eps), of the type of the state's mean
 };
 
-// Needs nothing but the inputs of forward: the statistics are recomputed.
+struct TimestepNormForward : TimestepNorm {
+  Tensor y;             // (B, L, D)
+  Tensor count;         // int64 (count,)
+  Tensor mean;          // (count, G)
+  Tensor var;           // (count, G)
+  KeptStatistics kept;  // or absent
+};
+
+// Finds the statistics again where forward did not keep them.
 struct TimestepNormBackward : TimestepNorm {
+  KeptStatistics kept;
   Tensor dy;           // (B, L, D)
   Tensor dmean, dvar;  // (count, G) or absent
   Tensor dx;
@@ -44,6 +54,6 @@ struct TimestepNormBackward : TimestepNorm {
   Tensor dinitial_mean, dinitial_var;  // absent where the initial statistics are
 };
 
-void validate_cotangents(const TimestepNormBackward& op, const TimestepNormShape& shape);
+void validate_backward(const TimestepNormBackward& op, const TimestepNormShape& shape);
 
 }  // namespace megalodon

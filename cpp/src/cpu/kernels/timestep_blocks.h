@@ -9,7 +9,8 @@ namespace megalodon::cpu::MEGALODON_TARGET {
 struct TokenBlock {
   std::int64_t sequence;
   std::int64_t first, tokens;
-  bool last;  // of its sequence
+  std::int64_t index;  // where the kept statistics of its first token are, in tokens
+  bool last;           // of its sequence
 };
 
 // The blocks of all sequences, and as many threads as they are worth.
@@ -23,10 +24,11 @@ class TokenBlocks {
         blocks_(count_blocks(sequences, most_tokens_)) {
     TokenBlock* block = blocks_.data();
     for (std::int64_t s = 0; s < sequences.count; ++s) {
-      const std::int64_t length = sequences.data[s].length;
-      for (std::int64_t first = 0; first < length; first += most_tokens_) {
-        const std::int64_t tokens = clamp(length - first, 0, most_tokens_);
-        *block++ = {s, first, tokens, first + tokens == length};
+      const Sequence& sequence = sequences.data[s];
+      const std::int64_t index = sequence.row * op.x.size(1) + sequence.begin;
+      for (std::int64_t first = 0; first < sequence.length; first += most_tokens_) {
+        const std::int64_t tokens = clamp(sequence.length - first, 0, most_tokens_);
+        *block++ = {s, first, tokens, index + first, first + tokens == sequence.length};
       }
     }
   }

@@ -1,7 +1,6 @@
 // Timestep normalization: group norm with cumulative statistics over time.
 //
-// Threads take the blocks of a sequence in turn. A block of x is read once, summed per token and group, and
-// normalized while it is in cache, as soon as the statistics before it have come from the block before.
+// A block of x is read once, summed per token and group, and normalized while it is in cache.
 #pragma once
 
 #include "cpu/kernels/timestep_norm_backward.h"
@@ -9,18 +8,16 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// What a thread needs, rows ending in a spare vector.
+// What a thread needs to normalize tokens once they are measured.
 template <class T, class A = Acc<T>>
 struct TimestepForwardSpace {
-  BlockStatistics<A> statistics;
-  InputRows<T> x;
+  TokenStatistics<A> statistics;
+  BlockNormalizers<A> normalizers;
   T* y;  // a row
 
   TimestepForwardSpace(Arena<A>& arena, const Groups& groups, std::int64_t tokens)
-      : statistics(arena, groups.count, tokens) {
-    const RowSpace<T> rows(arena, groups);
-    x = rows.input(tokens);
-    y = rows.output();
+      : statistics(arena, tokens * groups.count), normalizers(arena, tokens * groups.count) {
+    y = RowSpace<T>(arena, groups).output();
   }
 };
 
@@ -49,40 +46,30 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
                                      int threads) {
   using A = Acc<T>;
   const Groups groups{op.num_groups, op.x.size(2) / op.num_groups};
-  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups, 2), threads);
+  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups), threads);
   const NormParameters<A> parameters(op, groups);
   const Workspaces<TimestepForwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
-  const GroupPairs before(blocks.count(), groups.count);
-  const Relay relay(blocks.count());
   const bool past_cache = goes_past_cache(op.y, groups);
-  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
+  const auto statistics_of = [&](std::int64_t part, const TokenBlock& block) {
+    return op.kept.mean.defined() ? kept_statistics<A>(op.kept).from(block.index * groups.count)
+                                  : spaces.at(part, groups, blocks.most_tokens()).statistics;
+  };
+  const auto normalize = [&](std::int64_t part, std::int64_t i, const StatisticsSpace<T>& measured) {
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];
-    TimestepForwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
-    const BlockStatistics<A>& statistics = space.statistics;
-    const double count = count_before(op, block), added = static_cast<double>(block.tokens);
-    space.x.read(op.x, sequence, block.first, block.tokens, groups);
-    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
-    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, statistics);
-    if (!block.last) join_tokens(groups.count, block.tokens, statistics);
-    if (block.first == 0) {
-      start<A>(op, block.sequence, before[i]);
-    } else {
-      relay.wait_for(i);
+    const TimestepForwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
+    space.normalizers.read(statistics_of(part, block), block.tokens * groups.count);
+    if (block.last) {
+      write_state<A>(op, block.sequence, count_before(op, block) + static_cast<double>(block.tokens),
+                     measured.statistics.running);
     }
-    if (!block.last) {
-      join_moments(groups.count, count, before[i], added, statistics.own, before[i + 1]);
-      relay.hand_over(i + 1);
-    }
-    advance(groups.count, op.eps, block.tokens, count, before[i], statistics);
-    if (block.last) write_state<A>(op, block.sequence, count + added, statistics.running);
     const RowsAhead<T> y_ahead = rows_ahead<T>(op.y, sequences, blocks, i, i);
     with_output(past_cache, [&](auto output) {
       for (std::int64_t t = 0; t < block.tokens; ++t) {
         write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
           for_groups<kVectors, A>(
-              groups, normalizer_of(statistics, groups.count, t),
-              [=, x = space.x.row[t], weight = parameters.weight, bias = parameters.bias,
+              groups, normalizer_of(space.normalizers, groups.count, t),
+              [=, x = measured.x.row[t], weight = parameters.weight, bias = parameters.bias,
                next = y_ahead.row(t + 1)](std::int64_t c, const Normalizer<A>& normalize) {
                 output.prefetch_line(next + c);
                 output.write(AllLanes<A>{}, y + c,
@@ -91,7 +78,8 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
         });
       }
     });
-  });
+  };
+  for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of, normalize);
   for (std::int64_t s = 0; s < sequences.count; ++s) {
     const std::int64_t initial =
         op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;

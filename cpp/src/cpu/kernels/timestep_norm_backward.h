@@ -11,8 +11,8 @@
 // dmean and dvar of the last token. Any c gives the same dx. It is the mean after a token's block, so that
 // little cancels.
 //
-// The blocks' own statistics come first. Then threads take the blocks in turn, from the last to the first:
-// the sums over later blocks arrive from the block after.
+// The statistics of all tokens come first, unless forward kept them. Then threads take the blocks in turn,
+// from the last to the first: the sums over later blocks arrive from the block after.
 #pragma once
 
 #include "cpu/kernels/column_sums.h"
@@ -28,16 +28,19 @@ struct LaterSums {
 // What a thread needs, rows ending in a spare vector.
 template <class T, class A = Acc<T>>
 struct TimestepBackwardSpace {
-  BlockStatistics<A> statistics;
+  BlockNormalizers<A> normalizers;
+  A *sum, *product;   // (tokens, groups): of g and of g z
   LaterSums later;    // (tokens, groups), over the block's tokens
   A *slope, *offset;  // (tokens, groups): dx = r g + slope (x - center) + offset
   InputRows<T> x, dy;
   T* dx;  // a row
 
   TimestepBackwardSpace(Arena<A>& arena, const Groups& groups, std::int64_t tokens)
-      : statistics(arena, groups.count, tokens) {
+      : normalizers(arena, tokens * groups.count) {
     for (double** array : {&later.p, &later.w}) *array = take_doubles(arena, tokens * groups.count);
-    for (A** array : {&slope, &offset}) *array = arena.take(tokens * groups.count + kLanes<A>);
+    for (A** array : {&sum, &product, &slope, &offset}) {
+      *array = arena.take(tokens * groups.count + kLanes<A>);
+    }
     const RowSpace<T> rows(arena, groups);
     for (InputRows<T>* input : {&x, &dy}) *input = rows.input(tokens);
     dx = rows.output();
@@ -59,34 +62,35 @@ struct TimestepBlockGradient {
   const Groups groups;
   const TokenBlock& block;
   const Sequence& sequence;
-  const double count;       // before the block
-  const double* reference;  // c of every group
+  const double count;                   // before the block
+  const TokenStatistics<A> statistics;  // of its tokens
+  const double* reference;              // c of every group
   const TimestepBackwardSpace<T>& space;
 
-  // sum(g) and sum(g z) of every token and group, in the places of first_sum and second_sum; and the
-  // parameters'.
-  void sum_gradients(const A* all_weights, A* dweight_sums, A* dbias_sums) const {
-    const BlockStatistics<A>& statistics = space.statistics;
-    GroupSums<kVectors, A> sums(groups, statistics.first_sum, statistics.second_sum);
+  // sum(g) and sum(g z) of every token and group, and the parameters'.
+  void sum_gradients(const A* all_weights, A* dweight_sums, A* dbias_sums,
+                     const RowsAhead<T>& dy_ahead) const {
+    GroupSums<kVectors, A> sums(groups, space.sum, space.product);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
-      sums.add_token(normalizer_of(statistics, groups.count, t),
-                     [weight = all_weights, dweight = dweight_sums, dbias = dbias_sums, x = space.x.row[t],
-                      dy = space.dy.row[t]](std::int64_t c, const Normalizer<A>& normalize, auto keep,
-                                            Vec<A>& sum, Vec<A>& product) {
-                       const Vec<A> z = normalize(load(x + c)), d = keep(load(dy + c));
-                       const Vec<A> g = keep(d * load(weight + c));
-                       store(dweight + c, load(dweight + c) + keep(d * z));
-                       store(dbias + c, load(dbias + c) + d);
-                       sum += g;
-                       product += keep(g * z);
-                     });
+      sums.add_token(
+          normalizer_of(space.normalizers, groups.count, t),
+          [weight = all_weights, dweight = dweight_sums, dbias = dbias_sums, x = space.x.row[t],
+           dy = space.dy.row[t], next_dy = dy_ahead.row(t)](std::int64_t c, const Normalizer<A>& normalize,
+                                                            auto keep, Vec<A>& sum, Vec<A>& product) {
+            prefetch(next_dy + c);
+            const Vec<A> z = normalize(load(x + c)), d = keep(load(dy + c));
+            const Vec<A> g = keep(d * load(weight + c));
+            store(dweight + c, load(dweight + c) + keep(d * z));
+            store(dbias + c, load(dbias + c) + d);
+            sum += g;
+            product += keep(g * z);
+          });
     }
     sums.finish();
   }
 
   // P and W over the block's tokens from each on, without what comes after the block.
   void sum_later() const {
-    const BlockStatistics<A>& statistics = space.statistics;
     const std::int64_t width = groups.count;
     const double* c = reference;
     for (std::int64_t t = block.tokens - 1; t >= 0; --t) {
@@ -94,8 +98,8 @@ struct TimestepBlockGradient {
       const bool first = t == block.tokens - 1;
       double *p = space.later.p + t * width, *w = space.later.w + t * width;
       const double* mean = statistics.mean + t * width;
-      const A *scale = statistics.scale + t * width, *sum = statistics.first_sum + t * width;
-      const A* product = statistics.second_sum + t * width;
+      const A *scale = statistics.scale + t * width, *sum = space.sum + t * width;
+      const A* product = space.product + t * width;
 #pragma omp simd
       for (std::int64_t g = 0; g < width; ++g) {
         const double r = static_cast<double>(scale[g]) * k;
@@ -114,25 +118,27 @@ struct TimestepBlockGradient {
       const double dmean = op.dmean.defined() ? op.dmean.as<const A>()[i] : 0;
       const double dvar = op.dvar.defined() ? op.dvar.as<const A>()[i] : 0;
       after.w[g] = 2 * dvar / n;
-      after.p[g] = (dmean - 2 * (space.statistics.running.mean[g] - reference[g]) * dvar) / n;
+      after.p[g] = dmean / n;
     }
   }
 
   // What the block before, with c from its own end, is handed.
-  void add_later(const LaterSums& after, const Moments& end, const LaterSums& before) const {
+  void add_later(const LaterSums& after, const LaterSums& before) const {
+    const double* end = statistics.mean - groups.count;
     for (std::int64_t g = 0; g < groups.count; ++g) {
       before.w[g] = after.w[g] + space.later.w[g];
-      before.p[g] = after.p[g] + space.later.p[g] + (end.mean[g] - reference[g]) * before.w[g];
+      before.p[g] = after.p[g] + space.later.p[g] + (end[g] - reference[g]) * before.w[g];
     }
   }
 
   // The gradients of the initial statistics, for the first block.
-  void write_initial_gradients(const Moments& initial, const LaterSums& after) const {
+  void write_initial_gradients(const LaterSums& after) const {
     if (!op.dinitial_mean.defined()) return;
     for (std::int64_t g = 0; g < groups.count; ++g) {
       const std::int64_t i = block.sequence * groups.count + g;
       const double w = after.w[g] + space.later.w[g], p = after.p[g] + space.later.p[g];
-      op.dinitial_mean.as<A>()[i] = static_cast<A>(count * (p + (initial.mean[g] - reference[g]) * w));
+      const double mean = op.initial_mean.as<const A>()[i];
+      op.dinitial_mean.as<A>()[i] = static_cast<A>(count * (p + (mean - reference[g]) * w));
       op.dinitial_var.as<A>()[i] = static_cast<A>(count * w / 2);
     }
   }
@@ -140,11 +146,10 @@ struct TimestepBlockGradient {
   template <class Output>
   void write_gradients(Output output, const A* all_weights, const LaterSums& after,
                        const RowsAhead<T>& x_ahead, const RowsAhead<T>& dx_ahead) const {
-    const BlockStatistics<A>& statistics = space.statistics;
     const double inverse_size = 1.0 / static_cast<double>(groups.size);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
       const std::int64_t at = t * groups.count;
-      const A *center = statistics.center + at, *scale = statistics.scale + at;
+      const A *center = space.normalizers.center + at, *scale = space.normalizers.scale + at;
       A *slope = space.slope + at, *offset = space.offset + at;
       const double *p = space.later.p + at, *w = space.later.w + at;
 #pragma omp simd
@@ -179,45 +184,30 @@ inline void keep_state_gradients(const TimestepNormBackward& op, std::int64_t se
   }
 }
 
-// The statistics before every block.
-template <int kVectors, class T>
-inline void find_statistics(const TimestepNormBackward& op, const SequenceSpan& sequences,
-                            const Groups& groups, const TokenBlocks& blocks,
-                            const Workspaces<TimestepBackwardSpace<T>, Acc<T>>& spaces,
-                            const GroupPairs& before) {
-  using A = Acc<T>;
-  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
-    const TokenBlock& block = blocks[i];
-    if (block.first == 0) start<A>(op, block.sequence, before[i]);
-    if (block.last) return;
-    TimestepBackwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
-    space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups);
-    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
-    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, space.statistics);
-    space.statistics.own = before[i + 1];
-    join_tokens(groups.count, block.tokens, space.statistics);
-  });
-  for (std::int64_t i = 0; i < blocks.count(); ++i) {
-    const TokenBlock& block = blocks[i];
-    if (block.last) continue;
-    join_moments(groups.count, count_before(op, block), before[i], static_cast<double>(block.tokens),
-                 before[i + 1], before[i + 1]);
-  }
-}
-
 template <int kVectors, class T>
 inline void timestep_norm_backward_as(const TimestepNormBackward& op, const SequenceSpan& sequences,
                                       int threads) {
   using A = Acc<T>;
   const Groups groups{op.num_groups, op.x.size(2) / op.num_groups};
-  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups, 3), threads);
+  const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups), threads);
+  const std::int64_t found_again = op.kept.mean.defined() ? 0 : op.x.size(0) * op.x.size(1) * groups.count;
+  const Scratch<double> means(found_again);
+  const Scratch<A> scales(found_again);
+  const TokenStatistics<A> all =
+      op.kept.mean.defined() ? kept_statistics<A>(op.kept) : TokenStatistics<A>(means.data(), scales.data());
+  const auto statistics_of = [&](std::int64_t, const TokenBlock& block) {
+    return all.from(block.index * groups.count);
+  };
+  if (found_again > 0) {
+    for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of,
+                                [](std::int64_t, std::int64_t, const StatisticsSpace<T>&) {});
+  }
   const NormParameters<A> parameters(op, groups);
   const Workspaces<TimestepBackwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
   const std::int64_t pitch = row_pitch<A>(groups.width());
   const ColumnSums<A> weight_sums(blocks.parts(), pitch), bias_sums(blocks.parts(), pitch);
-  const GroupPairs before(blocks.count(), groups.count), later(blocks.count(), groups.count);
+  const GroupPairs later(blocks.count(), groups.count);
   const auto after = [&](std::int64_t i) { return LaterSums{later[i].mean, later[i].squares}; };
-  find_statistics<kVectors, T>(op, sequences, groups, blocks, spaces, before);
   const Relay relay(blocks.count());
   const bool past_cache = goes_past_cache(op.dx, groups);
   parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t step) {
@@ -228,12 +218,13 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
     space.x.read(op.x, sequence, block.first, block.tokens, groups);
     space.dy.read(op.dy, sequence, block.first, block.tokens, groups);
     const double count = count_before(op, block);
-    const RowsAhead<T> dy_ahead = rows_ahead<T>(op.dy, sequences, blocks, i, i);
-    measure_tokens<kVectors>(groups, space.x, dy_ahead, block.tokens, space.statistics);
-    advance(groups.count, op.eps, block.tokens, count, before[i], space.statistics);
-    const double* reference = block.last ? space.statistics.running.mean : before[i + 1].mean;
-    const TimestepBlockGradient<kVectors, T> gradient{op, groups, block, sequence, count, reference, space};
-    gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part));
+    const TokenStatistics<A> statistics = statistics_of(part, block);
+    space.normalizers.read(statistics, block.tokens * groups.count);
+    const double* last_mean = statistics.mean + (block.tokens - 1) * groups.count;
+    const TimestepBlockGradient<kVectors, T> gradient{op,    groups,     block,     sequence,
+                                                      count, statistics, last_mean, space};
+    gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part),
+                           rows_ahead<T>(op.dy, sequences, blocks, i - blocks.parts(), i));
     gradient.sum_later();
     if (block.last) {
       gradient.start_later(after(i));
@@ -241,9 +232,9 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
       relay.wait_for(i);
     }
     if (block.first == 0) {
-      gradient.write_initial_gradients(before[i], after(i));
+      gradient.write_initial_gradients(after(i));
     } else {
-      gradient.add_later(after(i), before[i], after(i - 1));
+      gradient.add_later(after(i), after(i - 1));
       relay.hand_over(i - 1);
     }
     with_output(past_cache, [&](auto output) {

@@ -53,35 +53,67 @@ inline double* take_doubles(Arena<A>& arena, std::int64_t count) {
   return reinterpret_cast<double*>(arena.take(count * static_cast<std::int64_t>(sizeof(double) / sizeof(A))));
 }
 
-// The statistics of a block's tokens. The normalized x of a token is (x - center) * scale + shift: center is
-// its running mean rounded to A, shift makes up for the rounding.
+// What normalizes tokens, (tokens, groups): their running mean, and 1 / sqrt(var + eps).
+template <class A>
+struct TokenStatistics {
+  double* mean;
+  A* scale;
+
+  TokenStatistics(double* mean, A* scale) : mean(mean), scale(scale) {}
+  TokenStatistics(Arena<A>& arena, std::int64_t count)
+      : mean(take_doubles(arena, count)), scale(arena.take(count)) {}
+
+  TokenStatistics from(std::int64_t i) const { return {mean + i, scale + i}; }
+};
+
+template <class A>
+inline TokenStatistics<A> kept_statistics(const KeptStatistics& kept) {
+  return {kept.mean.as<double>(), kept.scale.as<A>()};
+}
+
+// Those of a block for arithmetic in A, followed by spare lanes. The normalized x of a token is
+// (x - center) * scale + shift: center is its running mean rounded to A, shift makes up for the rounding.
+template <class A>
+struct BlockNormalizers {
+  A *center, *scale, *shift;  // (tokens, groups)
+
+  BlockNormalizers(Arena<A>& arena, std::int64_t count) {
+    for (A** array : {&center, &scale, &shift}) *array = arena.take(count + kLanes<A>);
+  }
+
+  void read(const TokenStatistics<A>& statistics, std::int64_t count) const {
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) {
+      center[i] = static_cast<A>(statistics.mean[i]);
+      scale[i] = statistics.scale[i];
+      shift[i] = static_cast<A>(static_cast<double>(center[i]) - statistics.mean[i]) * scale[i];
+    }
+  }
+};
+
+// What is measured of a block's tokens.
 template <class A>
 struct BlockStatistics {
   A* pivot;                   // (groups): what is taken from x before it is summed
   A *first_sum, *second_sum;  // (tokens, groups)
-  double* mean;               // (tokens, groups), running
-  A *center, *scale, *shift;  // (tokens, groups)
   Moments own, running;       // of the block alone; of all tokens so far
 
   BlockStatistics(Arena<A>& arena, std::int64_t groups, std::int64_t tokens) {
     const std::int64_t spare = kLanes<A>;
     pivot = arena.take(groups + spare);
-    for (A** array : {&first_sum, &second_sum, &center, &scale, &shift}) {
-      *array = arena.take(tokens * groups + spare);
-    }
-    mean = take_doubles(arena, tokens * groups);
+    for (A** array : {&first_sum, &second_sum}) *array = arena.take(tokens * groups + spare);
     for (double** array : {&own.mean, &own.squares, &running.mean, &running.squares}) {
       *array = take_doubles(arena, groups);
     }
   }
 };
 
-// Bytes of a block for each of its tokens, `arrays` rows among them.
+// Bytes of a block for each of its tokens: two rows, and the statistics.
 template <class T>
-inline std::int64_t timestep_bytes_per_token(const Groups& groups, int arrays) {
+inline std::int64_t timestep_bytes_per_token(const Groups& groups) {
   constexpr auto row_item = static_cast<std::int64_t>(sizeof(T));
   constexpr auto statistics = static_cast<std::int64_t>(sizeof(double) + 5 * sizeof(Acc<T>));
-  return arrays * groups.width() * row_item + groups.count * statistics;
+  return 2 * groups.width() * row_item + groups.count * statistics;
 }
 
 // Sums of x lose digits only where the mean is large beside the deviation. Elsewhere x itself is summed: the
@@ -173,10 +205,11 @@ inline void join_moments(std::int64_t groups, double count, const Moments& befor
   }
 }
 
-// From the statistics before a block to those of each of its tokens, and those after it in `running`.
+// From the statistics before a block to those of each of its tokens in `found`, and those after it in
+// `running`.
 template <class A>
 inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double count, const Moments& before,
-                    const BlockStatistics<A>& statistics) {
+                    const BlockStatistics<A>& statistics, const TokenStatistics<A>& found) {
   double *mean = statistics.running.mean, *squares = statistics.running.squares;
   const A* pivot = statistics.pivot;
   for (std::int64_t g = 0; g < groups; ++g) {
@@ -186,8 +219,8 @@ inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double
   for (std::int64_t t = 0; t < tokens; ++t) {
     const double k = 1 / (count + static_cast<double>(t + 1));
     const A *around = statistics.first_sum + t * groups, *variance = statistics.second_sum + t * groups;
-    double* token_mean = statistics.mean + t * groups;
-    A* token_variance = statistics.scale + t * groups;
+    double* token_mean = found.mean + t * groups;
+    A* token_variance = found.scale + t * groups;
 #pragma omp simd
     for (std::int64_t g = 0; g < groups; ++g) {
       const double d = static_cast<double>(pivot[g]) + static_cast<double>(around[g]) - mean[g];
@@ -198,13 +231,7 @@ inline void advance(std::int64_t groups, double eps, std::int64_t tokens, double
     }
   }
 #pragma omp simd
-  for (std::int64_t i = 0; i < tokens * groups; ++i) {
-    const A center = static_cast<A>(statistics.mean[i]);
-    const A scale = A(1) / square_root(statistics.scale[i]);
-    statistics.center[i] = center;
-    statistics.scale[i] = scale;
-    statistics.shift[i] = static_cast<A>(static_cast<double>(center) - statistics.mean[i]) * scale;
-  }
+  for (std::int64_t i = 0; i < tokens * groups; ++i) found.scale[i] = A(1) / square_root(found.scale[i]);
 }
 
 // The normalized x of one token.
@@ -217,11 +244,53 @@ struct Normalizer {
 
 // For the block's token t, as for_groups prepares it.
 template <class A>
-inline auto normalizer_of(const BlockStatistics<A>& statistics, std::int64_t groups, std::int64_t t) {
-  const A* center = statistics.center + t * groups;
-  const A* scale = statistics.scale + t * groups;
-  const A* shift = statistics.shift + t * groups;
+inline auto normalizer_of(const BlockNormalizers<A>& normalizers, std::int64_t groups, std::int64_t t) {
+  const A* center = normalizers.center + t * groups;
+  const A* scale = normalizers.scale + t * groups;
+  const A* shift = normalizers.shift + t * groups;
   return [=](auto of) { return Normalizer<A>{of(center), of(scale), of(shift)}; };
+}
+
+// What a thread needs to measure tokens, rows ending in a spare vector.
+template <class T, class A = Acc<T>>
+struct StatisticsSpace {
+  BlockStatistics<A> statistics;
+  InputRows<T> x;
+
+  StatisticsSpace(Arena<A>& arena, const Groups& groups, std::int64_t tokens)
+      : statistics(arena, groups.count, tokens), x(RowSpace<T>(arena, groups).input(tokens)) {}
+};
+
+// Finds the statistics of all tokens: threads take the blocks in turn, and a block ends what it has measured
+// as soon as the statistics before it have come from the block before. found(part, block) says where its
+// tokens' go, and use(part, block, space) follows while the block's rows are in cache.
+template <int kVectors, class T, class Found, class Use, class A = Acc<T>>
+inline void for_statistics(const TimestepNorm& op, const SequenceSpan& sequences, const Groups& groups,
+                           const TokenBlocks& blocks, const Found& found, const Use& use) {
+  const Workspaces<StatisticsSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
+  const GroupPairs before(blocks.count(), groups.count);
+  const Relay relay(blocks.count());
+  parallel_in_order(blocks.count(), blocks.parts(), [&](std::int64_t part, std::int64_t i) {
+    const TokenBlock& block = blocks[i];
+    StatisticsSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
+    const BlockStatistics<A>& statistics = space.statistics;
+    const double count = count_before(op, block), added = static_cast<double>(block.tokens);
+    space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups);
+    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
+    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, statistics);
+    if (!block.last) join_tokens(groups.count, block.tokens, statistics);
+    if (block.first == 0) {
+      start<A>(op, block.sequence, before[i]);
+    } else {
+      relay.wait_for(i);
+    }
+    if (!block.last) {
+      join_moments(groups.count, count, before[i], added, statistics.own, before[i + 1]);
+      relay.hand_over(i + 1);
+    }
+    advance(groups.count, op.eps, block.tokens, count, before[i], statistics, found(part, block));
+    use(part, i, space);
+  });
 }
 
 // weight and bias, ones and zeros where they are not given, followed by spare lanes.
