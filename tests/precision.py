@@ -125,7 +125,7 @@ Errors against the float64 reference on the same rounded inputs, for every outpu
 PyTorch with every intermediate in the type of the section: the reference's own formulas in that type. In the
 16-bit sections parameters, states and their gradients are float32, so they lose far less than 16 bits do.
 
-Where the CPU multiplies bfloat16 (avx512), attention on bfloat16 takes its products with values in it:
+Where the CPU multiplies bfloat16 (avx512bf16), attention on bfloat16 takes its products with values in it:
 probabilities, and values that an initial state holds in float32, are rounded to bfloat16, and what is below
 2^-126 counts as 0. Scores, their gradients and all sums are float32.
 

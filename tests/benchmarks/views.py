@@ -89,12 +89,13 @@ VIEWS = (
     View(
         "one thread's time over two threads', B = 1 and 8; limit: one thread's time over two threads' copy\n"
         "of the tensors, or, where arithmetic bounds, what two gain in torch's matrix product;\n"
-        "time of instruction sets over AVX-512's",
+        "time of instruction sets over that of the widest, which is AVX-512 with bfloat16",
         tuple(f"{op}.{part}" for op in _OPERATORS for part in ("forward", "backward")),
         (
             ("B=1", "threads.{}.1"),
             ("limit", "threads.{}.limit"),
             ("B=8", "threads.{}.8"),
+            ("avx512", "isa.{}.avx512"),
             ("avx2", "isa.{}.avx2"),
             ("baseline", "isa.{}.baseline"),
         ),

@@ -54,7 +54,7 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
     return op.kept.mean.defined() ? kept_statistics<A>(op.kept).from(block.index * groups.count)
                                   : spaces.at(part, groups, blocks.most_tokens()).statistics;
   };
-  const auto normalize = [&](std::int64_t part, std::int64_t i, const StatisticsSpace<T>& measured) {
+  const auto write_block = [&](std::int64_t part, std::int64_t i, const StatisticsSpace<T>& measured) {
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];
     const TimestepForwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
@@ -79,7 +79,7 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
       }
     });
   };
-  for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of, normalize);
+  for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of, write_block);
   for (std::int64_t s = 0; s < sequences.count; ++s) {
     const std::int64_t initial =
         op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;

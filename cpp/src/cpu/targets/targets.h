@@ -23,6 +23,9 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512bf16 {
+extern const KernelTable table;
+}
 #endif
 #if defined(MEGALODON_ARM_TARGETS)
 namespace neon {
@@ -39,8 +42,7 @@ inline std::span<const KernelTable* const> compiled_tables() {
       &baseline::table,
 #endif
 #if defined(MEGALODON_X86_TARGETS)
-      &avx2::table,
-      &avx512::table,
+      &avx2::table, &avx512::table, &avx512bf16::table,
 #endif
 #if defined(MEGALODON_ARM_TARGETS)
       &neon::table,
