@@ -1,8 +1,12 @@
-"""One token at a time, batch 1, the whole mega200M: beside reading its weights once at copy bandwidth."""
+"""One token at a time, batch 1, the whole mega200M: beside reading its weights once at copy bandwidth.
+
+A model of as many layers whose weights lie in cache shows what the calls take.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -13,22 +17,30 @@ from torch import Tensor
 
 VOCAB = 32000
 PROMPT = 16
+IN_A_ROW = 8  # tokens, as a stream has them
+NARROW = {"model_dim": 64, "z_dim": 16, "value_dim": 128, "ffn_hidden_dim": 160, "vocab_size": 256}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def measure(seconds: float) -> dict[str, float]:
-    """Figures `decode.<dtype>.{seconds, read_seconds, over_read}`.
+    """Figures `decode.<dtype>.{seconds, calls_seconds, read_seconds, over_read}`.
 
     Of the embedding one row is read, so its matrix is not counted among the weights.
     """
-    model = Megalodon(MegalodonConfig.preset("mega200M", vocab_size=VOCAB))
+    config = MegalodonConfig.preset("mega200M", vocab_size=VOCAB)
+    model, narrow = Megalodon(config), Megalodon(replace(config, **NARROW))
     weights = model.num_parameters() - model.embed.weight.numel()
     figures = {}
     for name, dtype in DTYPES.items():
         model.to(dtype)
+        narrow.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
         with model.constant_parameters():
             figures |= beside_reading(name, decoding(model), read, seconds)
+        with narrow.constant_parameters():
+            step = decoding(narrow)
+            step()
+            figures[f"decode.{name}.calls_seconds"] = median(interleave({"": step}, seconds / 8)[""]["token"])
     return figures
 
 
@@ -46,16 +58,17 @@ def beside_reading(name: str, step: Sample, read: Sample, seconds: float) -> dic
 
 
 def decoding(model: Megalodon) -> Sample:
-    """Each sample reads one more token of a stream that began with a short prompt."""
+    """Each sample reads a few more tokens of a stream that began with a short prompt: seconds of one."""
     with torch.no_grad():
-        logits, state = model(torch.randint(VOCAB, (1, PROMPT)))
+        logits, state = model(torch.randint(model.config.vocab_size, (1, PROMPT)))
 
     @torch.no_grad()
     def sample() -> dict[str, float]:
         nonlocal logits, state
-        token: Tensor = logits[:, -1:].argmax(-1)
         begin = time.perf_counter()
-        logits, state = model(token, state, donate_state=True)
-        return {"token": time.perf_counter() - begin}
+        for _ in range(IN_A_ROW):
+            token: Tensor = logits[:, -1:].argmax(-1)
+            logits, state = model(token, state, donate_state=True)
+        return {"token": (time.perf_counter() - begin) / IN_A_ROW}
 
     return sample
