@@ -1,8 +1,10 @@
 """The torch operators as torch sees them: registration, compilation, autocast."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from calls import ACTIVATIONS, OPERATORS, cotangents, example
+from calls import ACTIVATIONS, OPERATORS, SEQUENCE_OPERATORS, Tokens, cotangents, example
 from frontends import PLACE, TORCH
 from megalodon_core import _core, ops
 from megalodon_core.frontends import torch as torch_frontend
@@ -26,10 +28,15 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("op", OPERATORS)
-def test_opcheck(op):
+@pytest.mark.parametrize(
+    ("op", "sizes"),
+    [(op, {}) for op in OPERATORS]
+    + [(op, {"tokens": Tokens(padded=True)}) for op in SEQUENCE_OPERATORS]
+    + [(op, {"tokens": Tokens(documents=(3, 0, 4))}) for op in SEQUENCE_OPERATORS],
+)
+def test_opcheck(op, sizes):
     """Schema, fake kernel, autograd registration and tracing, of forward and of backward."""
-    call = example(op, torch.float32)
+    call = example(op, torch.float32, **sizes)
     with Recorder() as recorder:
         TORCH.run(call, cotangents(TORCH.forward(call)))
     names = [function._opname for function, _ in recorder.calls]
@@ -44,6 +51,27 @@ def leaf(x, requires_grad: bool):
     if not isinstance(x, torch.Tensor):
         return x
     return x.detach().clone().requires_grad_(requires_grad and x.is_floating_point())
+
+
+@pytest.mark.parametrize("context", [nullcontext, Recorder], ids=["direct", "dispatched"])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_autograd_saves_the_inputs_and_what_the_spec_keeps(op, context):
+    given, saved = [], []
+
+    def placed(x: torch.Tensor) -> torch.Tensor:
+        given.append(leaf(PLACE.to(x), requires_grad=True))
+        return given[-1]
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        saved.append(x)
+        return x
+
+    arguments = example(op, torch.float32).arguments(placed)
+    with context(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        getattr(ops, op)(**arguments)
+    kept = [x for x in saved if all(x.data_ptr() != y.data_ptr() for y in given)]
+    assert len(saved) - len(kept) == len(given)
+    assert len(kept) == len(getattr(ops, op).spec.kept)
 
 
 @pytest.mark.parametrize("op", OPERATORS)

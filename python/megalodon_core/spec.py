@@ -31,7 +31,7 @@ class Input:
 class Kernels(NamedTuple):
     """`forward(frontend, threads, *inputs, *attributes)` gives the outputs,
     `backward(frontend, threads, *cotangents, *inputs, *kept, *attributes)` the own gradients of the inputs.
-    Where there is something to keep, `forward(..., keep=True)` gives it behind the outputs, and `backward`
+    Where there is something to keep, `forward(..., keep=True)` gives it after the outputs, and `backward`
     takes None for each of it as well. Kernels of a GPU take the address of a CUDA stream in the place of
     threads.
     """

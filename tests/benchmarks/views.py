@@ -91,7 +91,7 @@ VIEWS = (
     View(
         "one thread's time over two threads', B = 1 and 8; limit: one thread's time over two threads' copy\n"
         "of the tensors, or, where arithmetic bounds, what two gain in torch's matrix product;\n"
-        "time of instruction sets over that of the widest, which is AVX-512 with bfloat16",
+        "time of instruction sets over that of the best one of this machine",
         tuple(f"{op}.{part}" for op in _OPERATORS for part in ("forward", "backward")),
         (
             ("B=1", "threads.{}.1"),

@@ -119,11 +119,33 @@ def test_statistics_found_again_are_those_that_forward_kept(dtype, tokens):
     assert_bitwise_equal(TORCH.run(call, drawn).gradients, TORCH_EXPLICIT.run(call, drawn).gradients)
 
 
+def test_padding_has_no_statistics_for_backward():
+    """They are those of the other tokens, and then 0."""
+    x, padding_mask = torch.randn(2, 7, 6), torch.zeros(2, 7, dtype=torch.bool)
+    padding_mask[0, [1, 4, 5]] = True
+    kept = keep(x, padding_mask)
+    for found, expected in zip(kept, keep(x[:1, ~padding_mask[0]]), strict=True):
+        assert torch.equal(found[0, :4], expected[0])
+        assert not found[0, 4:].any()
+    for found, expected in zip(kept, keep(x[1:]), strict=True):
+        assert torch.equal(found[1], expected[0])
+
+
+def keep(x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and scale of each token, as forward keeps them for backward."""
+    mask = None if padding_mask is None else PLACE.to(padding_mask)
+    *_, mean, scale = torch.ops.megalodon_core.timestep_norm(PLACE.to(x), *[None] * 6, mask, 3, 1e-5)
+    return PLACE.back(mean), PLACE.back(scale)
+
+
 def test_statistics_for_backward_are_checked():
     x = PLACE.to(torch.randn(2, 5, 6))
-    *_, mean, scale = torch.ops.megalodon_core.timestep_norm(x, *[None] * 7, 3, 1e-5)
+    *_, mean, scale = torch.ops.megalodon_core.timestep_norm(x.requires_grad_(), *[None] * 7, 3, 1e-5)
     assert mean.shape == scale.shape == (2, 5, 3)
+    assert not mean.requires_grad
+    assert not scale.requires_grad
     for kept, error, match in (
+        ((None, scale), ValueError, "token_mean: expected an array, because token_scale is given"),
         ((mean, None), ValueError, "token_scale: expected an array, because token_mean is given"),
         ((mean[:, 1:].contiguous(), scale), ValueError, r"token_mean: expected shape \(2, 5, 3\)"),
         ((mean, scale[:1].contiguous()), ValueError, r"token_scale: expected shape \(2, 5, 3\)"),

@@ -185,7 +185,7 @@ MEGALODON_DEVICE Suffix link_terms(const GradientArgs<T>& op, const GroupTile& a
   return read_suffix(memory.before, 0);
 }
 
-// The statistics of the thread's token, as forward kept them.
+// The statistics of the thread's token, from forward or from `normalize` before this kernel.
 template <class T>
 MEGALODON_DEVICE Running kept_statistics(const GradientArgs<T>& op, const GroupTile& at) {
   if (thread_index() >= at.tokens) return {1, 0, 0};

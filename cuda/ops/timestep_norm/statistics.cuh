@@ -36,7 +36,7 @@ MEGALODON_DEVICE Moments merge(const Moments& a, const Moments& b) {
 // The shared memory of a block.
 template <class A>
 struct TileMemory {
-  Shared<double> first, second;  // (tokens,): mean and variance; in backward then the sums of a token
+  Shared<double> first, second;  // (tokens,): mean and variance; in backward sums, then terms of dx
   Shared<A> mean, rest, scale;   // (tokens,): of the running statistics
   Shared<double> warps;          // (warps, 3)
   Shared<double> own, before;    // (3,): of the tile, and of all tiles before (backward: after) it
@@ -191,6 +191,17 @@ MEGALODON_KERNEL void pass_state_through(NormalizeArgs<T> op) {
   if (i % op.groups == 0) op.count[s] = op.initial_count ? op.initial_count[s] : 0;
   op.mean[i] = op.initial_mean ? op.initial_mean[i] : A(0);
   op.var[i] = op.initial_var ? op.initial_var[i] : A(1);
+}
+
+// The kept statistics behind those of a row with padding are 0.
+template <class T>
+MEGALODON_KERNEL void clear_after(NormalizeArgs<T> op) {
+  const Sequences& rows = op.tiles.sequences;
+  const std::int64_t i = block_x() * kTimestepThreads + thread_index(), token = i / op.groups;
+  const std::int64_t row = token / rows.length;
+  if (row >= rows.count || token % rows.length < rows.lengths[row]) return;
+  op.token_mean[i] = 0;
+  op.token_scale[i] = 0;
 }
 
 // Links the tile into its chain; returns the statistics of all tokens before it. `own` are those upto the

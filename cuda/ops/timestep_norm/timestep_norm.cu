@@ -88,6 +88,10 @@ void timestep_norm_forward(const TimestepNormForward& op, const TimestepNormShap
       if (may_be_empty(args)) {
         run.launch(pass_state_through<T>, states_of(args), kTimestepThreads, 0, args);
       }
+      if (op.kept.mean.defined() && op.sequence.padding_mask.defined()) {
+        run.launch(clear_after<T>, {divide_up(op.kept.mean.numel(), kTimestepThreads)}, kTimestepThreads, 0,
+                   args);
+      }
     });
     clear_padding(run, op.sequence, elements<T>(op.y, "y"), shape.dim);
   });

@@ -1,8 +1,8 @@
 """torch tensors: `torch.library` operators with autograd and fake kernels, made from each operator's `Spec`.
 
 For an operator `op` there are `torch.ops.megalodon_core.op` and `torch.ops.megalodon_core.op_backward`.
-Autograd saves the operator's inputs, and what its `Spec` keeps, which is among the outputs of
-`torch.ops.megalodon_core.op`. Backward of backward raises RuntimeError.
+Autograd saves the operator's inputs, and what its `Spec` keeps: further outputs of the former, which has them
+whether or not a gradient is wanted. Backward of backward raises RuntimeError.
 
 Forward-mode differentiation raises NotImplementedError.
 
@@ -97,10 +97,10 @@ _frontend = make_frontend(_DIRECT)
 _cuda_frontend = make_frontend(_DIRECT, "cuda")
 
 
-def _forward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
+def _forward(spec: Spec, *arguments: Any, **options: bool) -> tuple[torch.Tensor, ...]:
     if arguments[0].is_cpu:
-        return spec.kernels.forward(_frontend, torch.get_num_threads(), *arguments)
-    return _on_gpu(spec.cuda_kernels.forward, *arguments)
+        return spec.kernels.forward(_frontend, torch.get_num_threads(), *arguments, **options)
+    return _on_gpu(spec.cuda_kernels.forward, *arguments, **options)
 
 
 def _backward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -109,10 +109,12 @@ def _backward(spec: Spec, *arguments: Any) -> tuple[torch.Tensor, ...]:
     return _on_gpu(spec.cuda_kernels.backward, *arguments)
 
 
-def _on_gpu(kernel: Callable[..., tuple[torch.Tensor, ...]], *arguments: Any) -> tuple[torch.Tensor, ...]:
+def _on_gpu(
+    kernel: Callable[..., tuple[torch.Tensor, ...]], *arguments: Any, **options: bool
+) -> tuple[torch.Tensor, ...]:
     """Queues on the current stream of the GPU of the first tensor."""
     with torch.cuda.device(arguments[0].device):
-        return kernel(_cuda_frontend, torch.cuda.current_stream().cuda_stream, *arguments)
+        return kernel(_cuda_frontend, torch.cuda.current_stream().cuda_stream, *arguments, **options)
 
 
 # ---- autograd ----
@@ -130,7 +132,11 @@ def _differentiate(
     `saved` are the inputs and what forward kept.
     """
     inputs = saved[: len(spec.inputs)]
-    given = [g for g, name in zip(grads, spec.outputs, strict=False) if name not in spec.integer_outputs]
+    given = [
+        g
+        for g, name in zip(grads[: len(spec.outputs)], spec.outputs, strict=True)
+        if name not in spec.integer_outputs
+    ]
     if given[0] is None:
         given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
     _refuse_tangents(spec, (*given, *inputs))
@@ -145,7 +151,7 @@ class _Direct(torch.autograd.Function):
     def forward(ctx: Any, spec: Spec, attributes: Sequence[Any], *inputs: Any) -> Any:
         ctx.set_materialize_grads(False)
         ctx.spec, ctx.attributes = spec, attributes
-        outputs = _forward(spec, *inputs, *attributes, *_keeping(spec))
+        outputs = _forward(spec, *inputs, *attributes, **_keeping(spec))
         ctx.save_for_backward(*inputs, *outputs[len(spec.outputs) :])
         return outputs[: len(spec.outputs)]
 
@@ -160,9 +166,9 @@ class _Direct(torch.autograd.Function):
         return (None, None, *_differentiate(spec, backward, grads, saved, ctx.attributes))
 
 
-def _keeping(spec: Spec) -> tuple[bool, ...]:
-    """The last argument of a forward that keeps what backward can use."""
-    return (True,) if spec.kept else ()
+def _keeping(spec: Spec) -> dict[str, bool]:
+    """What makes forward keep for backward what it can."""
+    return {"keep": True} if spec.kept else {}
 
 
 def _any_requires_grad(tensors: Sequence[Any]) -> bool:
@@ -248,7 +254,7 @@ def register(spec: Spec) -> None:
 
     def implement(device: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
         def unpacked(*args: Any) -> Any:
-            outputs = forward(spec, *args, *_keeping(spec))
+            outputs = forward(spec, *args, **_keeping(spec))
             return outputs if len(outputs) > 1 else outputs[0]
 
         _library.impl(spec.name, unpacked, device)
@@ -265,7 +271,9 @@ def register(spec: Spec) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:count], *(output[len(spec.outputs) :] if spec.kept else ()))
+        kept = output[len(spec.outputs) :] if spec.kept else ()
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*inputs[:count], *kept)
         ctx.attributes = inputs[count:]
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -309,7 +317,8 @@ def forward(
     _check(spec, inputs)
     _refuse_tangents(spec, inputs)
     found = getattr(torch.ops.megalodon_core, spec.name)(*_promoted(spec, inputs), *attributes)
-    return found[: len(spec.outputs)] if len(spec.outputs) > 1 else (found,)
+    outputs = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+    return outputs[: len(spec.outputs)]
 
 
 def backward(

@@ -29,8 +29,7 @@ struct TimestepNormShape : SequenceShape {
 TimestepNormShape validate(const TimestepNorm& op);
 
 // The statistics of every token, (B, L, G), which forward may keep for backward. Those of a row or document
-// follow each other from its beginning on: padding has no place among them, and the end of its row is not
-// written.
+// follow each other from its beginning on: padding has no place among them, and the end of its row is 0.
 struct KeptStatistics {
   Tensor mean;   // float64
   Tensor scale;  // rsqrt(var + eps), of the type of the state's mean

@@ -41,6 +41,16 @@ inline void keep_state(const TimestepNormForward& op, std::int64_t sequence) {
   }
 }
 
+// The kept statistics behind those of a row with padding.
+template <class A>
+inline void zero_after(const TimestepNormForward& op, const Sequence& sequence) {
+  const std::int64_t length = op.x.size(1), first = sequence.row * length + sequence.length;
+  const TokenStatistics<A> rest = kept_statistics<A>(op.kept).from(first * op.num_groups);
+  const auto count = static_cast<std::size_t>((length - sequence.length) * op.num_groups);
+  std::memset(rest.mean, 0, count * sizeof(double));
+  std::memset(rest.scale, 0, count * sizeof(A));
+}
+
 template <int kVectors, class T>
 inline void timestep_norm_forward_as(const TimestepNormForward& op, const SequenceSpan& sequences,
                                      int threads) {
@@ -50,15 +60,17 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
   const NormParameters<A> parameters(op, groups);
   const Workspaces<TimestepForwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());
   const bool past_cache = goes_past_cache(op.y, groups);
+  const bool keep = op.kept.mean.defined();
   const auto statistics_of = [&](std::int64_t part, const TokenBlock& block) {
-    return op.kept.mean.defined() ? kept_statistics<A>(op.kept).from(block.index * groups.count)
-                                  : spaces.at(part, groups, blocks.most_tokens()).statistics;
+    return keep ? kept_statistics<A>(op.kept).from(block.index * groups.count)
+                : spaces.at(part, groups, blocks.most_tokens()).statistics;
   };
-  const auto write_block = [&](std::int64_t part, std::int64_t i, const StatisticsSpace<T>& measured) {
+  const auto write_block = [&](std::int64_t part, std::int64_t i, const TokenStatistics<A>& statistics,
+                               const StatisticsSpace<T>& measured) {
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];
     const TimestepForwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
-    space.normalizers.read(statistics_of(part, block), block.tokens * groups.count);
+    space.normalizers.read(statistics, block.tokens * groups.count);
     if (block.last) {
       write_state<A>(op, block.sequence, count_before(op, block) + static_cast<double>(block.tokens),
                      measured.statistics.running);
@@ -85,6 +97,7 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
         op.initial_count.defined() ? op.initial_count.as<const std::int64_t>()[s] : 0;
     op.count.as<std::int64_t>()[s] = initial + sequences.data[s].length;
     if (sequences.data[s].length == 0) keep_state<A>(op, s);
+    if (keep && sequences.padding != nullptr) zero_after<A>(op, sequences.data[s]);
   }
   zero_padding(op.y, sequences, threads);
 }

@@ -63,7 +63,7 @@ struct TimestepBlockGradient {
   const TokenBlock& block;
   const Sequence& sequence;
   const double count;                   // before the block
-  const TokenStatistics<A> statistics;  // of its tokens
+  const TokenStatistics<A> statistics;  // of its tokens, behind those of the one before
   const double* reference;              // c of every group
   const TimestepBackwardSpace<T>& space;
 
@@ -190,17 +190,19 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
   using A = Acc<T>;
   const Groups groups{op.num_groups, op.x.size(2) / op.num_groups};
   const TokenBlocks blocks(op, sequences, timestep_bytes_per_token<T>(groups), threads);
-  const std::int64_t found_again = op.kept.mean.defined() ? 0 : op.x.size(0) * op.x.size(1) * groups.count;
+  const bool kept = op.kept.mean.defined();
+  const std::int64_t found_again = kept ? 0 : op.x.size(0) * op.x.size(1) * groups.count;
   const Scratch<double> means(found_again);
   const Scratch<A> scales(found_again);
   const TokenStatistics<A> all =
-      op.kept.mean.defined() ? kept_statistics<A>(op.kept) : TokenStatistics<A>(means.data(), scales.data());
+      kept ? kept_statistics<A>(op.kept) : TokenStatistics<A>(means.data(), scales.data());
   const auto statistics_of = [&](std::int64_t, const TokenBlock& block) {
     return all.from(block.index * groups.count);
   };
-  if (found_again > 0) {
-    for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of,
-                                [](std::int64_t, std::int64_t, const StatisticsSpace<T>&) {});
+  if (!kept) {
+    const auto no_use = [](std::int64_t, std::int64_t, const TokenStatistics<A>&, const StatisticsSpace<T>&) {
+    };
+    for_statistics<kVectors, T>(op, sequences, groups, blocks, statistics_of, no_use);
   }
   const NormParameters<A> parameters(op, groups);
   const Workspaces<TimestepBackwardSpace<T>, A> spaces(blocks.parts(), groups, blocks.most_tokens());

@@ -108,7 +108,7 @@ struct BlockStatistics {
   }
 };
 
-// Bytes of a block for each of its tokens: two rows, and the statistics.
+// About the bytes of a block for each of its tokens: two rows, and the statistics.
 template <class T>
 inline std::int64_t timestep_bytes_per_token(const Groups& groups) {
   constexpr auto row_item = static_cast<std::int64_t>(sizeof(T));
@@ -263,7 +263,7 @@ struct StatisticsSpace {
 
 // Finds the statistics of all tokens: threads take the blocks in turn, and a block ends what it has measured
 // as soon as the statistics before it have come from the block before. found(part, block) says where its
-// tokens' go, and use(part, block, space) follows while the block's rows are in cache.
+// tokens' go, and use(part, i, found, space) of block i follows while its rows are in cache.
 template <int kVectors, class T, class Found, class Use, class A = Acc<T>>
 inline void for_statistics(const TimestepNorm& op, const SequenceSpan& sequences, const Groups& groups,
                            const TokenBlocks& blocks, const Found& found, const Use& use) {
@@ -288,8 +288,9 @@ inline void for_statistics(const TimestepNorm& op, const SequenceSpan& sequences
       join_moments(groups.count, count, before[i], added, statistics.own, before[i + 1]);
       relay.hand_over(i + 1);
     }
-    advance(groups.count, op.eps, block.tokens, count, before[i], statistics, found(part, block));
-    use(part, i, space);
+    const TokenStatistics<A> tokens = found(part, block);
+    advance(groups.count, op.eps, block.tokens, count, before[i], statistics, tokens);
+    use(part, i, tokens, space);
   });
 }
 
