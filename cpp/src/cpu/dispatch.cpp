@@ -10,10 +10,17 @@ namespace {
 
 thread_local const char* last_used = "";
 
+// Those that this CPU supports.
+std::span<const KernelTable* const> available_tables() {
+  const std::span<const KernelTable* const> all = compiled_tables();
+  std::size_t count = 0;
+  while (count < all.size() && all[count]->supported()) ++count;
+  return all.first(count);
+}
+
 const KernelTable& find(const std::string& name, const char* argument) {
   std::string available;
-  for (const KernelTable* table : compiled_tables()) {
-    if (!table->supported()) continue;
+  for (const KernelTable* table : available_tables()) {
     if (name == table->isa) return *table;
     available += (available.empty() ? "" : ", ") + std::string(table->isa);
   }
@@ -25,11 +32,7 @@ const KernelTable* choose() {
   if (const char* forced = std::getenv("MEGALODON_CORE_ISA"); forced != nullptr && *forced != '\0') {
     return &find(forced, "MEGALODON_CORE_ISA");
   }
-  const KernelTable* widest = nullptr;
-  for (const KernelTable* table : compiled_tables()) {
-    if (table->supported()) widest = table;
-  }
-  return widest;
+  return available_tables().back();
 }
 
 std::atomic<const KernelTable*>& current() {
@@ -43,9 +46,7 @@ const KernelTable& kernels() { return *current().load(std::memory_order_acquire)
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const KernelTable* table : compiled_tables()) {
-    if (table->supported()) names.emplace_back(table->isa);
-  }
+  for (const KernelTable* table : available_tables()) names.emplace_back(table->isa);
   return names;
 }
 

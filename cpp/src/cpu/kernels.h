@@ -16,7 +16,7 @@ namespace megalodon::cpu {
 // Every kernel takes a validated descriptor and writes every element of its outputs.
 struct KernelTable {
   const char* isa;
-  bool (*supported)();  // by the CPU that runs this process
+  bool (*supported)();  // by the CPU that runs this process, if the narrower tables are
 
   void (*cema_forward)(const CemaForward&, const SequenceSpan&, int threads);
   void (*cema_backward)(const CemaBackward&, const SequenceSpan&, int threads);

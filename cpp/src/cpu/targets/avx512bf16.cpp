@@ -4,11 +4,7 @@
 #define MEGALODON_REGISTERS 32
 
 namespace megalodon::cpu::avx512bf16 {
-static bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
-}
+static bool supported() { return __builtin_cpu_supports("avx512bf16"); }
 }  // namespace megalodon::cpu::avx512bf16
 
 #include "cpu/targets/target.inl"

@@ -33,7 +33,7 @@ extern const KernelTable table;
 }
 #endif
 
-// Narrowest first.
+// Narrowest first. Each includes the one before it, and its `supported` asks for what it adds.
 inline std::span<const KernelTable* const> compiled_tables() {
   static constexpr const KernelTable* tables[] = {
 #if defined(MEGALODON_SIMT_TARGET)
