@@ -1,6 +1,7 @@
 """One token at a time, batch 1, the whole mega200M: beside reading its weights once at copy bandwidth.
 
-A model of as many layers whose weights lie in cache shows what the calls take.
+Two more times show what stands between them: torch's sum of each weight matrix, which reads it and hardly
+does anything else, and a token of a model of as many layers that lies in cache, which is its calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from statistics import median
 import torch
 from megalodon_core import Megalodon, MegalodonConfig
 from megalodon_core.bench import ceilings
-from megalodon_core.bench.timing import Sample, interleave
+from megalodon_core.bench.timing import Sample, interleave, stopwatch
 from torch import Tensor
 
 VOCAB = 32000
@@ -23,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def measure(seconds: float) -> dict[str, float]:
-    """Figures `decode.<dtype>.{seconds, calls_seconds, read_seconds, over_read}`.
+    """Figures `decode.<dtype>.{seconds, calls_seconds, sums_seconds, read_seconds, over_read}`.
 
     Of the embedding one row is read, so its matrix is not counted among the weights.
     """
@@ -36,7 +37,7 @@ def measure(seconds: float) -> dict[str, float]:
         narrow.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
         with model.constant_parameters():
-            figures |= beside_reading(name, decoding(model), read, seconds)
+            figures |= beside_reading(name, decoding(model), summing(model), read, seconds)
         with narrow.constant_parameters():
             step = decoding(narrow)
             step()
@@ -44,17 +45,31 @@ def measure(seconds: float) -> dict[str, float]:
     return figures
 
 
-def beside_reading(name: str, step: Sample, read: Sample, seconds: float) -> dict[str, float]:
-    """The figures of one kind of decoding: a token, and reading the weights, in turn."""
-    for sample in (step, read):
+def beside_reading(name: str, step: Sample, sums: Sample, read: Sample, seconds: float) -> dict[str, float]:
+    """The figures of one kind of decoding: a token, the sums and reading the weights, in turn."""
+    for sample in (step, sums, read):
         sample()
-    taken = interleave({"step": step, "read": read}, seconds)
-    token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
+    taken = interleave({"step": step, "sums": sums, "read": read}, seconds)
+    token = median(taken["step"]["token"])
+    summed, reading = median(taken["sums"]["sums"]), median(taken["read"]["read"])
     return {
         f"decode.{name}.seconds": token,
+        f"decode.{name}.sums_seconds": summed,
         f"decode.{name}.read_seconds": reading,
         f"decode.{name}.over_read": token / reading,
     }
+
+
+def summing(model: Megalodon) -> Sample:
+    """Sums every weight matrix, read as float32 whatever its type, since torch adds those fastest."""
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    matrices = [module.weight.detach().view(torch.float32) for module in linear]
+
+    def sum_each() -> None:
+        for matrix in matrices:
+            matrix.sum()
+
+    return stopwatch("sums", sum_each)
 
 
 def decoding(model: Megalodon) -> Sample:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -88,9 +89,9 @@ def operators(rows: Sequence[harness.Row], section: str = "operator") -> dict[st
 SECTIONS: dict[str, Callable[[], dict[str, float]]] = {
     "model": models.measure,
     "decoding": lambda: decoding.measure(4.0),
-    "lengths": scaling.lengths,
+    "lengths": partial(scaling.in_kept_memory, "lengths"),
     "stream": scaling.stream,
-    "threads": scaling.threads,
+    "threads": partial(scaling.in_kept_memory, "threads"),
     "isa": scaling.instruction_sets,
     "little": scaling.little,
 }

@@ -69,20 +69,22 @@ def settle(sample: Sample) -> None:
             return
 
 
-def lengths() -> dict[str, float]:
-    """`lengths_here` in a process of its own, which keeps freed memory."""
-    command = [sys.executable, __file__, str(torch.get_num_threads())]
+def in_kept_memory(section: str) -> dict[str, float]:
+    """The figures of one of `KEEPS_MEMORY`, from a process of its own that keeps freed memory.
+
+    Elsewhere the system hands out pages more slowly than most operators fill them, and by no rule.
+    """
+    command = [sys.executable, __file__, section, str(torch.get_num_threads())]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(process.stdout)
     return figures
 
 
-def lengths_here() -> dict[str, float]:
+def lengths() -> dict[str, float]:
     """`scaling.operator.<op>.<direction>.<L>`: seconds; `.growth`: of the time per token to the longest L.
 
-    Forward is timed inside forward + backward. Each time is the fastest of several: the process keeps freed
-    memory, and slower runs are those for which it still took pages from the system, which hands them out more
-    slowly than most operators fill them. `scaling.clone` is a clone of one activation tensor.
+    Forward is timed inside forward + backward. Each time is the fastest of several: slower runs are those for
+    which the process still took pages from the system. `scaling.clone` is a clone of one activation tensor.
     """
     figures: dict[str, float] = {}
     for case in SEQUENCE:
@@ -143,27 +145,25 @@ def threads() -> dict[str, float]:
     for case in OWN:
         if case.operator == "cema_coefficients":
             continue
+        moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
+        bound_by_memory = case.floor.unit == "copy"
         for batch, length in ((1, 4096), (8, 512)):
             samples = warm(samples_of(case, replace(FULL, batch=batch, length=length)))
-            bound_by_memory = case.floor.unit == "copy"
-            if batch == 1 and not bound_by_memory:
+            if batch == 1 and bound_by_memory:
+                samples += warm(ceilings.copy(torch.float32, **{f"copy_{d}": moved[d] for d in DIRECTIONS}))
+            elif batch == 1:
                 samples += warm((ceilings.gemm(torch.float32, product=1e9),))
             found = _settings(samples, (1, 2), torch.set_num_threads, 2)
-            gain = {part: times[1] / times[2] for part, times in found.items()}
             for direction in DIRECTIONS:
-                figures[f"threads.{case.operator}.{direction}.{batch}"] = gain[direction]
-            if batch > 1:
-                continue
-            if not bound_by_memory:
-                for direction in DIRECTIONS:
-                    figures[f"threads.{case.operator}.{direction}.limit"] = gain["product"]
-            else:
-                moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
-                copies = warm(ceilings.copy(torch.float32, **moved))
-                for parts in interleave(dict(enumerate(copies)), 0.2).values():
-                    for direction, values in parts.items():
-                        most = found[direction][1] / median(values)
-                        figures[f"threads.{case.operator}.{direction}.limit"] = most
+                one, two = found[direction][1], found[direction][2]
+                figures[f"threads.{case.operator}.{direction}.{batch}"] = one / two
+                if batch == 1 and bound_by_memory:
+                    most = one / found[f"copy_{direction}"][2]
+                elif batch == 1:
+                    most = found["product"][1] / found["product"][2]
+                else:
+                    continue
+                figures[f"threads.{case.operator}.{direction}.limit"] = most
     return figures
 
 
@@ -259,7 +259,10 @@ def little() -> dict[str, float]:
     return figures | least_overhead()
 
 
+KEEPS_MEMORY = {"lengths": lengths, "threads": threads}
+
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[1]))
+    _, section, number_of_threads = sys.argv
+    torch.set_num_threads(int(number_of_threads))
     runtime.keep_freed_memory()
-    print(json.dumps(lengths_here()))
+    print(json.dumps(KEEPS_MEMORY[section]()))

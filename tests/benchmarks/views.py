@@ -63,11 +63,12 @@ VIEWS = (
     ),
     View(
         "one token of mega200M, batch 1, of several in a row; calls: a token of a model of as many layers,\n"
-        "16 times as narrow, whose weights lie in cache",
+        "16 times as narrow, whose weights lie in cache; sums: torch's sum of each weight matrix",
         ("float32", "bfloat16"),
         (
             ("s", "decode.{}.seconds"),
             ("calls, s", "decode.{}.calls_seconds"),
+            ("sums, s", "decode.{}.sums_seconds"),
             ("reading weights, s", "decode.{}.read_seconds"),
             ("ratio", "decode.{}.over_read"),
         ),

@@ -36,7 +36,6 @@ class TokenBlocks {
   std::int64_t count() const { return blocks_.size(); }
   std::int64_t most_tokens() const { return most_tokens_; }
   int parts() const { return parts_; }
-  bool has(std::int64_t i) const { return i >= 0 && i < count(); }
   const TokenBlock& operator[](std::int64_t i) const { return blocks_.data()[i]; }
 
  private:
@@ -61,12 +60,11 @@ class TokenBlocks {
   Scratch<TokenBlock> blocks_;
 };
 
-// The rows of block i; where there is no such block, those of `instead`.
+// The row of an output that will be written after that of the block's token t.
 template <class T>
-inline RowsAhead<T> rows_ahead(const Tensor& array, const SequenceSpan& sequences, const TokenBlocks& blocks,
-                               std::int64_t i, std::int64_t instead) {
-  const TokenBlock& block = blocks[blocks.has(i) ? i : instead];
-  return {&array, &sequences.data[block.sequence], block.first, block.first + block.tokens - 1};
+inline const T* output_ahead(const Tensor& array, const Sequence& sequence, const TokenBlock& block,
+                             std::int64_t t) {
+  return token_row<const T>(array, sequence, block.first + clamp(t + 1, 0, block.tokens - 1));
 }
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET

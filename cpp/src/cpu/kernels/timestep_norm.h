@@ -75,18 +75,17 @@ inline void timestep_norm_forward_as(const TimestepNormForward& op, const Sequen
       write_state<A>(op, block.sequence, count_before(op, block) + static_cast<double>(block.tokens),
                      measured.statistics.running);
     }
-    const RowsAhead<T> y_ahead = rows_ahead<T>(op.y, sequences, blocks, i, i);
     with_output(past_cache, [&](auto output) {
       for (std::int64_t t = 0; t < block.tokens; ++t) {
         write_token(op.y, sequence, block.first + t, groups, space.y, [&](T* y) {
-          for_groups<kVectors, A>(
-              groups, normalizer_of(space.normalizers, groups.count, t),
-              [=, x = measured.x.row[t], weight = parameters.weight, bias = parameters.bias,
-               next = y_ahead.row(t + 1)](std::int64_t c, const Normalizer<A>& normalize) {
-                output.prefetch_line(next + c);
-                output.write(AllLanes<A>{}, y + c,
-                             normalize(load(x + c)) * load(weight + c) + load(bias + c));
-              });
+          for_groups<kVectors, A>(groups, normalizer_of(space.normalizers, groups.count, t),
+                                  [=, x = measured.x.row[t], weight = parameters.weight,
+                                   bias = parameters.bias, next = output_ahead<T>(op.y, sequence, block, t)](
+                                      std::int64_t c, const Normalizer<A>& normalize) {
+                                    output.prefetch_line(next + c);
+                                    output.write(AllLanes<A>{}, y + c,
+                                                 normalize(load(x + c)) * load(weight + c) + load(bias + c));
+                                  });
         });
       }
     });

@@ -68,15 +68,15 @@ struct TimestepBlockGradient {
   const TimestepBackwardSpace<T>& space;
 
   // sum(g) and sum(g z) of every token and group, and the parameters'.
-  void sum_gradients(const A* all_weights, A* dweight_sums, A* dbias_sums,
-                     const RowsAhead<T>& dy_ahead) const {
+  void sum_gradients(const A* all_weights, A* dweight_sums, A* dbias_sums) const {
     GroupSums<kVectors, A> sums(groups, space.sum, space.product);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
       sums.add_token(
           normalizer_of(space.normalizers, groups.count, t),
           [weight = all_weights, dweight = dweight_sums, dbias = dbias_sums, x = space.x.row[t],
-           dy = space.dy.row[t], next_dy = dy_ahead.row(t)](std::int64_t c, const Normalizer<A>& normalize,
-                                                            auto keep, Vec<A>& sum, Vec<A>& product) {
+           dy = space.dy.row[t], next_x = space.x.ahead(t), next_dy = space.dy.ahead(t)](
+              std::int64_t c, const Normalizer<A>& normalize, auto keep, Vec<A>& sum, Vec<A>& product) {
+            prefetch(next_x + c);
             prefetch(next_dy + c);
             const Vec<A> z = normalize(load(x + c)), d = keep(load(dy + c));
             const Vec<A> g = keep(d * load(weight + c));
@@ -144,8 +144,7 @@ struct TimestepBlockGradient {
   }
 
   template <class Output>
-  void write_gradients(Output output, const A* all_weights, const LaterSums& after,
-                       const RowsAhead<T>& x_ahead, const RowsAhead<T>& dx_ahead) const {
+  void write_gradients(Output output, const A* all_weights, const LaterSums& after) const {
     const double inverse_size = 1.0 / static_cast<double>(groups.size);
     for (std::int64_t t = 0; t < block.tokens; ++t) {
       const std::int64_t at = t * groups.count;
@@ -163,9 +162,8 @@ struct TimestepBlockGradient {
         for_groups<kVectors, A>(
             groups, [=](auto of) { return TokenGradient<A>{of(center), of(scale), of(slope), of(offset)}; },
             [output, dx, weight = all_weights, x = space.x.row[t], dy = space.dy.row[t],
-             next_x = x_ahead.row(t),
-             next_dx = dx_ahead.row(t + 1)](std::int64_t c, const TokenGradient<A>& gradient) {
-              prefetch(next_x + c);
+             next_dx = output_ahead<T>(op.dx, sequence, block, t)](std::int64_t c,
+                                                                   const TokenGradient<A>& gradient) {
               output.prefetch_line(next_dx + c);
               output.write(AllLanes<A>{}, dx + c, gradient(load(x + c), load(dy + c) * load(weight + c)));
             });
@@ -217,16 +215,15 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
     const TokenBlock& block = blocks[i];
     const Sequence& sequence = sequences.data[block.sequence];
     TimestepBackwardSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
-    space.x.read(op.x, sequence, block.first, block.tokens, groups);
-    space.dy.read(op.dy, sequence, block.first, block.tokens, groups);
+    space.x.read(op.x, sequence, block.first, block.tokens, groups, 2);
+    space.dy.read(op.dy, sequence, block.first, block.tokens, groups, 2);
     const double count = count_before(op, block);
     const TokenStatistics<A> statistics = statistics_of(part, block);
     space.normalizers.read(statistics, block.tokens * groups.count);
     const double* last_mean = statistics.mean + (block.tokens - 1) * groups.count;
     const TimestepBlockGradient<kVectors, T> gradient{op,    groups,     block,     sequence,
                                                       count, statistics, last_mean, space};
-    gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part),
-                           rows_ahead<T>(op.dy, sequences, blocks, i - blocks.parts(), i));
+    gradient.sum_gradients(parameters.weight, weight_sums.block(part), bias_sums.block(part));
     gradient.sum_later();
     if (block.last) {
       gradient.start_later(after(i));
@@ -239,11 +236,8 @@ inline void timestep_norm_backward_as(const TimestepNormBackward& op, const Sequ
       gradient.add_later(after(i), after(i - 1));
       relay.hand_over(i - 1);
     }
-    with_output(past_cache, [&](auto output) {
-      gradient.write_gradients(output, parameters.weight, after(i),
-                               rows_ahead<T>(op.x, sequences, blocks, i - blocks.parts(), i),
-                               rows_ahead<T>(op.dx, sequences, blocks, i, i));
-    });
+    with_output(past_cache,
+                [&](auto output) { gradient.write_gradients(output, parameters.weight, after(i)); });
     weight_sums.rows_added(part, block.tokens);
     bias_sums.rows_added(part, block.tokens);
   });

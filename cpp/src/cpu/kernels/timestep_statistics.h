@@ -125,13 +125,13 @@ inline A choose_pivot(A mean, A var) {
 
 // The first `tokens` rows of x, summed around the pivot.
 template <int kVectors, class T, class A = Acc<T>>
-inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, const RowsAhead<T>& ahead,
-                             std::int64_t tokens, const BlockStatistics<A>& statistics) {
+inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
+                             const BlockStatistics<A>& statistics) {
   GroupSums<kVectors, A> sums(groups, statistics.first_sum, statistics.second_sum);
   for (std::int64_t t = 0; t < tokens; ++t) {
     sums.add_token([pivot = statistics.pivot](auto of) { return of(pivot); },
-                   [row = x.row[t], next = ahead.row(t)](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum,
-                                                         Vec<A>& square) {
+                   [row = x.row[t], next = x.ahead(t)](std::int64_t c, Vec<A> pivot, auto keep, Vec<A>& sum,
+                                                       Vec<A>& square) {
                      prefetch(next + c);
                      const Vec<A> around = keep(load(row + c) - pivot);
                      sum += around;
@@ -147,19 +147,19 @@ inline void sum_around_pivot(const Groups& groups, const InputRows<T>& x, const 
 // that loses where the token's mean is far from the pivot is small beside the running variance, because the
 // pivot is the mean of a token that this holds too: count times it is at least half their distance squared.
 template <int kVectors, class T, class A = Acc<T>>
-inline void measure_tokens(const Groups& groups, const InputRows<T>& x, const RowsAhead<T>& ahead,
-                           std::int64_t tokens, const BlockStatistics<A>& statistics) {
+inline void measure_tokens(const Groups& groups, const InputRows<T>& x, std::int64_t tokens,
+                           const BlockStatistics<A>& statistics) {
   const A inverse_size = static_cast<A>(1.0 / static_cast<double>(groups.size));
   A *pivot = statistics.pivot, *first = statistics.first_sum, *second = statistics.second_sum;
   for (std::int64_t g = 0; g < groups.count; ++g) pivot[g] = 0;
   if constexpr (kVectors != kOneChannel) {
-    sum_around_pivot<kVectors>(groups, x, ahead, 1, statistics);
+    sum_around_pivot<kVectors>(groups, x, 1, statistics);
     for (std::int64_t g = 0; g < groups.count; ++g) {
       const A mean = first[g] * inverse_size;
       pivot[g] = choose_pivot<A>(mean, second[g] * inverse_size - mean * mean);
     }
   }
-  sum_around_pivot<kVectors>(groups, x, ahead, tokens, statistics);
+  sum_around_pivot<kVectors>(groups, x, tokens, statistics);
 #pragma omp simd
   for (std::int64_t i = 0; i < tokens * groups.count; ++i) {
     const A around = first[i] * inverse_size;
@@ -275,9 +275,8 @@ inline void for_statistics(const TimestepNorm& op, const SequenceSpan& sequences
     StatisticsSpace<T> space = spaces.at(part, groups, blocks.most_tokens());
     const BlockStatistics<A>& statistics = space.statistics;
     const double count = count_before(op, block), added = static_cast<double>(block.tokens);
-    space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups);
-    const RowsAhead<T> ahead = rows_ahead<T>(op.x, sequences, blocks, i + blocks.parts(), i);
-    measure_tokens<kVectors>(groups, space.x, ahead, block.tokens, statistics);
+    space.x.read(op.x, sequences.data[block.sequence], block.first, block.tokens, groups, 1);
+    measure_tokens<kVectors>(groups, space.x, block.tokens, statistics);
     if (!block.last) join_tokens(groups.count, block.tokens, statistics);
     if (block.first == 0) {
       start<A>(op, block.sequence, before[i]);

@@ -16,15 +16,26 @@ inline T* token_row(const Tensor& array, const Sequence& sequence, std::int64_t 
   return array.as<T>() + sequence.row * array.stride(0) + position_of(sequence, token) * array.stride(1);
 }
 
+// How many rows ahead to bring rows of `width` elements from memory: as far as 8 KiB last, which is about
+// what a core reads in the time that memory takes to answer.
+template <class T>
+inline std::int64_t rows_in_flight(std::int64_t width) {
+  constexpr std::int64_t kBytes = 8 << 10;
+  return clamp(kBytes / (width * static_cast<std::int64_t>(sizeof(T))), 1, kMostBlockTokens);
+}
+
 template <class T>
 struct InputRows {
   T* buffer;  // rows of `pitch` elements
   std::int64_t pitch;
   const T* row[kMostBlockTokens];
+  std::int64_t last, step;
 
-  // Tokens [first, first + tokens).
+  // Tokens [first, first + tokens) of one of `inputs` arrays that are walked together.
   void read(const Tensor& array, const Sequence& sequence, std::int64_t first, std::int64_t tokens,
-            const Groups& groups) {
+            const Groups& groups, int inputs) {
+    last = tokens - 1;
+    step = rows_in_flight<T>(groups.width() * inputs);
     const bool in_place = groups.in_whole_vectors(kLanes<Acc<T>>);
     for (std::int64_t t = 0; t < tokens; ++t) {
       row[t] = token_row<const T>(array, sequence, first + t);
@@ -35,6 +46,9 @@ struct InputRows {
       row[t] = copy;
     }
   }
+
+  // What to bring while row t is worked on.
+  const T* ahead(std::int64_t t) const { return row[t + step < last ? t + step : last]; }
 };
 
 // Where a thread keeps its copies of rows, if rows are not whole vectors.
@@ -53,18 +67,6 @@ class RowSpace {
 
   Arena<Acc<T>>& arena_;
   const std::int64_t pitch_;
-};
-
-// The rows of tokens [first, last] that will be wanted soon.
-template <class T>
-struct RowsAhead {
-  const Tensor* array;
-  const Sequence* sequence;
-  std::int64_t first, last;
-
-  const T* row(std::int64_t t) const {
-    return token_row<const T>(*array, *sequence, clamp(first + t, first, last));
-  }
 };
 
 // Rows that are not whole vectors are copied in pieces, and in cache.
