@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument(
         "--sections", nargs="+", choices=["operators", *SECTIONS], default=["operators", *SECTIONS]
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="spent on timing each operator")
+    parser.add_argument("--seconds", type=float, default=2.5, help="spent on timing each operator")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,8 @@ VIEWS = (
         ),
     ),
     View(
-        "the streaming model: seconds to so many tokens, and the time per token at 1M over that at 64K",
+        "the streaming model: seconds to so many tokens; growth: the time of a piece of the last 64K over that\n"
+        "of one of another stream's first 64K, read in turn",
         ("stream",),
         (
             *((short_count(mark), f"scaling.{{}}.{mark}") for mark in scaling.STREAM_MARKS),
