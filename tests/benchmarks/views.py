@@ -82,8 +82,8 @@ VIEWS = (
         ),
     ),
     View(
-        "the streaming model: seconds to so many tokens; growth: the time of a piece of the last 64K over that\n"
-        "of one of another stream's first 64K, read in turn",
+        "the streaming model: seconds to so many tokens; growth: a piece of the last 64K over one of\n"
+        "another stream's first 64K, read in turn",
         ("stream",),
         (
             *((short_count(mark), f"scaling.{{}}.{mark}") for mark in scaling.STREAM_MARKS),

@@ -64,15 +64,17 @@ struct NormInput {
 
   // To be called for every vector of row r before others read it `again`.
   template <class Lanes>
-  Vec<A> read_first(const Lanes lanes, int r, std::int64_t c, int slot) const {
-    x[r].prefetch_next(c, slot);
+  __attribute__((always_inline)) Vec<A> read_first(const Lanes lanes, int r, std::int64_t c) const {
     Vec<A> value = lanes.read(x[r].data + c);
-    if constexpr (kResidual) {
-      residual[r].prefetch_next(c, slot);
-      value += lanes.read(residual[r].data + c);
-    }
+    if constexpr (kResidual) value += lanes.read(residual[r].data + c);
     if constexpr (kKeeps) lanes.write(kept[r] + c, value);
     return value;
+  }
+  // To be called for every vector of row r in a later pass, which finds the row in cache: the first one is
+  // kept waiting by memory already.
+  __attribute__((always_inline)) void prefetch_next(int r, std::int64_t c, int slot) const {
+    x[r].prefetch_next(c, slot);
+    if constexpr (kResidual) residual[r].prefetch_next(c, slot);
   }
   auto again(int r) const {
     if constexpr (kKeeps)
@@ -117,8 +119,8 @@ struct RowsStatistics {
 
 // The variance is the mean square around the mean, in a second pass over the row: the difference of two large
 // sums would lose every digit when the mean is large beside the deviation. What rounding of the mean leaves,
-// the mean of the centred row, is taken out of both.
-template <bool kCenter, class T, bool kResidual, int kRows, class A = Acc<T>>
+// the mean of the centred row, is taken out of both. The second pass prefetches the next rows if it is to.
+template <bool kCenter, bool kPrefetches, class T, bool kResidual, int kRows, class A = Acc<T>>
 __attribute__((always_inline)) inline RowsStatistics<kCenter, A, kRows> measure_rows(
     const NormInput<T, kResidual, kRows> input, std::int64_t dim, double eps) {
   const A inverse = static_cast<A>(1.0 / static_cast<double>(dim));
@@ -128,7 +130,7 @@ __attribute__((always_inline)) inline RowsStatistics<kCenter, A, kRows> measure_
   for_vectors<A>(dim,
                  [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-                     const Vec<A> value = input.read_first(lanes, r, c, slot);
+                     const Vec<A> value = input.read_first(lanes, r, c);
                      if constexpr (kCenter) {
                        sum[r].slot[slot] += value;
                      } else {
@@ -144,6 +146,7 @@ __attribute__((always_inline)) inline RowsStatistics<kCenter, A, kRows> measure_
     for_vectors<A>(dim,
                    [=, &sum, &squares](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                      unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+                       if constexpr (kPrefetches) input.prefetch_next(r, c, slot);
                        const Vec<A> deviation = lanes.keep(lanes.read(input.again(r) + c) - mean[r]);
                        sum[r].slot[slot] += deviation;
                        squares[r].slot[slot] += deviation * deviation;
@@ -180,13 +183,15 @@ inline void norm_forward_as(const NormForward& op, const RowShape& shape, int th
     for_row_pairs(begin, end, [&](std::int64_t row, auto count) {
       constexpr int rows = decltype(count)::value;
       const NormInput<T, kResidual, rows> input(op, kept.of(part), row, end, dim);
-      const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
+      const auto statistics = measure_rows<kCenter, true>(input, dim, op.eps);
       unroll<rows>([&](auto r) __attribute__((always_inline)) {
         const Row<T> y(op.y, row + r, end, dim, rows);
+        const Row<const T> x = input.x[r];
         const auto* in = input.again(r);
         const auto row_statistics = statistics.row[r];
         with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
           for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+            if constexpr (!kCenter) x.prefetch_next(c, slot);
             output.prefetch_next(y, c, slot);
             const Vec<A> n = row_statistics.normalize(lanes.read(in + c));
             output.write(lanes, y.data + c, n * lanes.read(weight + c) + lanes.read(bias + c));
@@ -206,14 +211,14 @@ inline void differentiate_rows(const NormBackward& op, A* kept, bool past_cache,
   const NormInput<T, kResidual, kRows> input(op, kept, row, end, dim);
   Row<const T> dy[kRows];
   for (int r = 0; r < kRows; ++r) dy[r] = {op.dy, row + r, end, dim, kRows};
-  const auto statistics = measure_rows<kCenter>(input, dim, op.eps);
+  const auto statistics = measure_rows<kCenter, false>(input, dim, op.eps);
   SlotSums<A> sum[kRows], product[kRows];
   for_vectors<A>(dim,
                  [=, &sum, &product](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
                    Vec<A> weight_sum = load(dweight + c), bias_sum = load(dbias + c);
                    const Vec<A> w = lanes.read(weight + c);
                    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-                     dy[r].prefetch_next(c, slot);
+                     input.prefetch_next(r, c, slot);
                      const Vec<A> n = lanes.keep(statistics.row[r].normalize(lanes.read(input.again(r) + c)));
                      const Vec<A> d = lanes.read(dy[r].data + c);
                      const Vec<A> g = d * w;
@@ -236,6 +241,7 @@ inline void differentiate_rows(const NormBackward& op, A* kept, bool past_cache,
     const Row<const T> dy_row = dy[r];
     with_output(past_cache, [=](auto output) __attribute__((always_inline)) {
       for_vectors<A>(dim, [=](auto lanes, std::int64_t c, int slot) __attribute__((always_inline)) {
+        dy_row.prefetch_next(c, slot);
         output.prefetch_next(dx, c, slot);
         const Vec<A> n = row_statistics.normalize(lanes.read(in + c));
         const Vec<A> g = lanes.read(dy_row.data + c) * lanes.read(weight + c);

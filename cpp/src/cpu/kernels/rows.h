@@ -96,8 +96,12 @@ struct SlotSums {
 
 inline RowShape row_shape(const Tensor& x) { return {x.numel() / x.size(-1), x.size(-1)}; }
 
-// Starts bringing in what will be read or written after what is at hand.
-inline void prefetch(const void* ahead) { __builtin_prefetch(ahead); }
+// Starts bringing in what will be read or written after what is at hand. The empty statement keeps GCC from
+// taking this, and what calls it, for functions without effect, whose calls it may leave out.
+inline void prefetch(const void* ahead) {
+  __builtin_prefetch(ahead);
+  asm volatile("");
+}
 
 // A row of a contiguous array and the one `step` after it, or itself where that is past the end of its range.
 // Prefetching the next row while this one is worked on keeps a kernel from waiting for memory.
