@@ -37,7 +37,7 @@ def measure(seconds: float) -> dict[str, float]:
         narrow.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
         with model.constant_parameters():
-            figures |= beside_reading(name, decoding(model), summing(model), read, seconds)
+            figures |= beside_reading(name, decoding(model), read, seconds, sums=summing(model))
         with narrow.constant_parameters():
             step = decoding(narrow)
             step()
@@ -45,18 +45,20 @@ def measure(seconds: float) -> dict[str, float]:
     return figures
 
 
-def beside_reading(name: str, step: Sample, sums: Sample, read: Sample, seconds: float) -> dict[str, float]:
-    """The figures of one kind of decoding: a token, the sums and reading the weights, in turn."""
-    for sample in (step, sums, read):
+def beside_reading(
+    name: str, step: Sample, read: Sample, seconds: float, **others: Sample
+) -> dict[str, float]:
+    """The figures of one kind of decoding: a token, reading the weights and what else is given, in turn."""
+    samples = {"step": step, "read": read, **others}
+    for sample in samples.values():
         sample()
-    taken = interleave({"step": step, "sums": sums, "read": read}, seconds)
-    token = median(taken["step"]["token"])
-    summed, reading = median(taken["sums"]["sums"]), median(taken["read"]["read"])
+    taken = interleave(samples, seconds)
+    token, reading = median(taken["step"]["token"]), median(taken["read"]["read"])
     return {
         f"decode.{name}.seconds": token,
-        f"decode.{name}.sums_seconds": summed,
         f"decode.{name}.read_seconds": reading,
         f"decode.{name}.over_read": token / reading,
+        **{f"decode.{name}.{other}_seconds": median(taken[other][other]) for other in others},
     }
 
 
