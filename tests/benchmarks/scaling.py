@@ -122,6 +122,8 @@ def stream() -> dict[str, float]:
     torch.manual_seed(0)
     model = Megalodon(small_config(2, 192, 256, 256))
     tokens = torch.randint(256, (1, 4096))
+    with torch.no_grad():
+        model(tokens)
     read = _reader(model, tokens)
     first, last = STREAM_MARKS[0], STREAM_MARKS[-1]
     figures, done = {}, 0
@@ -162,25 +164,23 @@ def threads() -> dict[str, float]:
     for case in OWN:
         if case.operator == "cema_coefficients":
             continue
-        moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
-        bound_by_memory = case.floor.unit == "copy"
+        by_memory = case.floor.unit == "copy"
+        if by_memory:
+            moved = {"forward": case.floor.forward(FULL), "backward": case.floor.backward(FULL)}
+            ceiling = ceilings.copy(torch.float32, **{f"copy_{part}": count for part, count in moved.items()})
+        else:
+            ceiling = (ceilings.gemm(torch.float32, product=1e9),)
         for batch, length in ((1, 4096), (8, 512)):
-            samples = warm(samples_of(case, replace(FULL, batch=batch, length=length)))
-            if batch == 1 and bound_by_memory:
-                samples += warm(ceilings.copy(torch.float32, **{f"copy_{d}": moved[d] for d in DIRECTIONS}))
-            elif batch == 1:
-                samples += warm((ceilings.gemm(torch.float32, product=1e9),))
+            samples = samples_of(case, replace(FULL, batch=batch, length=length))
+            samples = warm(samples + ceiling if batch == 1 else samples)
             found = _settings(samples, (1, 2), torch.set_num_threads, 2)
             for direction in DIRECTIONS:
-                one, two = found[direction][1], found[direction][2]
-                figures[f"threads.{case.operator}.{direction}.{batch}"] = one / two
-                if batch == 1 and bound_by_memory:
-                    most = one / found[f"copy_{direction}"][2]
-                elif batch == 1:
-                    most = found["product"][1] / found["product"][2]
-                else:
-                    continue
-                figures[f"threads.{case.operator}.{direction}.limit"] = most
+                times = found[direction]
+                figures[f"threads.{case.operator}.{direction}.{batch}"] = times[1] / times[2]
+                if batch == 1:
+                    one = times[1] if by_memory else found["product"][1]
+                    two = found[f"copy_{direction}" if by_memory else "product"][2]
+                    figures[f"threads.{case.operator}.{direction}.limit"] = one / two
     return figures
 
 
