@@ -37,7 +37,14 @@ class Call {
   // Runs a kernel of the backend's table and returns the outputs.
   template <class Kernel, class Op, class Shape>
   py::tuple run(Kernel Kernels::* kernel, const Op& op, const Shape& shape) {
-    execute(op_, kernels().*kernel, op, shape, queue_, [&](std::int64_t bytes) { return workspace(bytes); });
+    return run(kernels().*kernel, op, shape);
+  }
+  // The same of a kernel that is in no table.
+  template <class Kernel, class Op, class Shape>
+  py::tuple run(const Kernel& kernel, const Op& op, const Shape& shape) {
+    execute(
+        op_, kernel, op, shape, queue_, [&](std::int64_t bytes) { return workspace(bytes); },
+        [&] { return py::make_tuple(inputs_, owners_, outputs_); });
     return py::tuple(outputs_);
   }
 
@@ -56,7 +63,7 @@ class Call {
   };
   std::array<Direct, 4> direct_;  // inputs that were read directly: activations come first
   std::size_t direct_count_ = 0;
-  py::list owners_, outputs_;
+  py::list inputs_, owners_, outputs_;
 };
 
 void register_frontend(py::module_& module);
@@ -66,6 +73,8 @@ void register_cema(py::module_& module);
 void register_timestep_norm(py::module_& module);
 void register_chunk_attention(py::module_& module);
 void register_few_row_linear(py::module_& module);
+void register_recording(py::module_& module);
+void register_silu(py::module_& module);
 void register_residual(py::module_& module);
 
 }  // namespace megalodon::bindings

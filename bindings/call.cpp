@@ -19,6 +19,7 @@ Call::Call(const char* op, const Frontend& frontend, Queue queue)
 Tensor Call::read(const char* argument, py::handle array, bool strided) {
   if (first_argument_ == nullptr) first_argument_ = argument;
   if (array.is_none()) return {};
+  inputs_.append(array);
   const Tensor tensor = frontend_.read_directly(array, strided);
   if (!tensor.defined()) return frontend_.read(op_, argument, first_argument_, array, strided, owners_);
   if (direct_count_ < direct_.size()) direct_[direct_count_++] = {array, tensor};

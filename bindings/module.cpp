@@ -14,4 +14,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bindings::register_chunk_attention(module);
   bindings::register_few_row_linear(module);
   bindings::register_residual(module);
+  bindings::register_silu(module);
+  bindings::register_recording(module);
 }

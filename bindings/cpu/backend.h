@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "recording.h"
 
 namespace megalodon::bindings {
 
@@ -24,18 +25,32 @@ inline void check_queue(const char* op, int threads) {
               std::to_string(threads));
 }
 
-// Runs a kernel without the GIL; `workspace` is for backends that need one.
-template <class Op, class Shape, class Allocate>
+// Runs a kernel without the GIL, and notes it beside arrays() in the recording under way, if any; `workspace`
+// is for backends that need one.
+template <class Op, class Shape, class Allocate, class Arrays>
 void execute(const char*, void (*kernel)(const Op&, int), const Op& op, const Shape&, int threads,
-             const Allocate&) {
-  const pybind11::gil_scoped_release release;
-  kernel(op, threads);
+             const Allocate&, const Arrays& arrays) {
+  {
+    const pybind11::gil_scoped_release release;
+    kernel(op, threads);
+  }
+  if (Recording* recording = Recording::current(); recording != nullptr) {
+    recording->add([kernel, op](int team) { kernel(op, team); }, arrays());
+  }
 }
-template <class Op, class Shape, class Allocate>
+template <class Op, class Shape, class Allocate, class Arrays>
 void execute(const char*, void (*kernel)(const Op&, const cpu::SequenceSpan&, int), const Op& op,
-             const Shape& shape, int threads, const Allocate&) {
-  const pybind11::gil_scoped_release release;
-  kernel(op, cpu::SequenceList(op.sequence, shape).span(), threads);
+             const Shape& shape, int threads, const Allocate&, const Arrays& arrays) {
+  const auto run = [kernel](const Op& call, const Shape& sizes, int team) {
+    kernel(call, cpu::SequenceList(call.sequence, sizes).span(), team);
+  };
+  {
+    const pybind11::gil_scoped_release release;
+    run(op, shape, threads);
+  }
+  if (Recording* recording = Recording::current(); recording != nullptr) {
+    recording->add([run, op, shape](int team) { run(op, shape, team); }, arrays());
+  }
 }
 
 }  // namespace megalodon::bindings

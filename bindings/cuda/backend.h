@@ -18,9 +18,9 @@ inline const Kernels& kernels() { return cuda::kernels(); }
 inline void check_queue(const char*, Queue) {}
 
 // Queues the kernels of an operator, without the GIL, on workspace from allocate(bytes).
-template <class Op, class Shape, class Allocate>
+template <class Op, class Shape, class Allocate, class Arrays>
 void execute(const char* name, const cuda::Entry<Op, Shape>& entry, const Op& op, const Shape& shape,
-             Queue stream, const Allocate& allocate) {
+             Queue stream, const Allocate& allocate, const Arrays&) {
   if (!entry) {
     throw Error(Error::Kind::value, name, "device", "a CPU, since this operator has no CUDA kernel yet",
                 "a CUDA device");

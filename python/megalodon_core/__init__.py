@@ -17,6 +17,7 @@ from megalodon_core._core import build_info
 if TYPE_CHECKING:
     from megalodon_core.checkpoint import from_pretrained, load_released, save_pretrained
     from megalodon_core.config import MegalodonConfig
+    from megalodon_core.decoding import Decoder
     from megalodon_core.generation import generate
     from megalodon_core.model import Megalodon
 
@@ -24,6 +25,7 @@ __version__: str = build_info()["version"]
 
 # Names that need torch, or are not needed by users of the operators, and where each lives.
 _LAZY = {
+    "Decoder": "decoding",
     "Megalodon": "model",
     "MegalodonConfig": "config",
     "from_pretrained": "checkpoint",
@@ -33,6 +35,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Decoder",
     "Megalodon",
     "MegalodonConfig",
     "__version__",

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megalodon_core.config import is_int, is_real
+from megalodon_core.decoding import Decoder, dropout_off
 from megalodon_core.model import Megalodon
 from megalodon_core.state import MegalodonState
 
@@ -131,7 +131,7 @@ def prefill(
     chunk = model.config.chunk_size if chunk is None else chunk
     _check_count("chunk", chunk)
     logits = None
-    with _dropout_off(model):
+    with dropout_off(model):
         for start in range(0, tokens.shape[1], chunk):
             piece = slice(start, start + chunk)
             mask = None if padding_mask is None else padding_mask[:, piece]
@@ -213,10 +213,8 @@ def _steps(
     eos: int | None,
     prefill_chunk: int,
 ) -> Iterator[dict[int, int]]:
-    # In force while the model runs, and not while a step is with the caller, who may use the model otherwise.
-    constant = model.constant_parameters()
-    with constant:
-        logits, state = prefill(model, tokens, padding_mask=padding_mask, chunk=prefill_chunk)
+    logits, state = prefill(model, tokens, padding_mask=padding_mask, chunk=prefill_chunk)
+    decoder = Decoder(model, state, donate_state=True)
     generator = sampler.generator(logits.device)
     active = list(range(len(tokens)))  # the prompt that each remaining row continues
     for step in range(max_new_tokens):
@@ -228,21 +226,9 @@ def _steps(
             return
         if len(going_on) < len(active):
             active = [active[row] for row in going_on]
-            state, chosen = state.select(going_on), chosen[going_on]
-        with constant:
-            logits, state = prefill(model, chosen[:, None], state, donate_state=True)
-
-
-@contextmanager
-def _dropout_off(model: Megalodon) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+            decoder = Decoder(model, decoder.state.select(going_on), donate_state=True)
+            chosen = chosen[going_on]
+        logits = decoder(chosen)
 
 
 def _prompt_tensor(index: int, prompt: Prompt, vocab_size: int) -> Tensor:

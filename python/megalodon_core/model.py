@@ -31,7 +31,7 @@ __all__ = ["LayerState", "Megalodon", "MegalodonState"]
 
 
 class OutputHead(nn.Module):
-    """Timestep norm and the output matrix: hidden states (B, L, D) to logits (B, K, output_size)."""
+    """Timestep norm and output matrix: hidden states (B, L, D) to logits (B, K, output_size), same type."""
 
     def __init__(self, config: MegalodonConfig, **factory: Any) -> None:
         super().__init__()
@@ -51,8 +51,7 @@ class OutputHead(nn.Module):
         x, state = self.final_norm(x, state, cu_seqlens=cu_seqlens, padding_mask=padding_mask)
         if logits_to_keep is not None:
             x = x[:, -logits_to_keep:]
-        logits = self.output(x)
-        return logits.to(operator_dtype(logits)), state
+        return self.output(x), state
 
 
 class Megalodon(nn.Module):
@@ -122,7 +121,6 @@ class Megalodon(nn.Module):
                 refuses `cu_seqlens` or `padding_mask`. The values of tokens are checked on the CPU in eager
                 mode only; elsewhere the check would wait for the device.
         """
-        self._check_tokens(tokens)
         for name, given in (("cu_seqlens", cu_seqlens), ("padding_mask", padding_mask)):
             if given is not None and not isinstance(given, Tensor):
                 raise TypeError(f"Megalodon: {name}: expected a torch tensor, got {type(given).__name__}")
@@ -136,13 +134,30 @@ class Megalodon(nn.Module):
             raise TypeError(f"Megalodon: state: expected a MegalodonState, got {type(state).__name__}")
         if state is not None and len(state[0]) != len(self.layers):
             raise ValueError(f"Megalodon: state: expected {len(self.layers)} layers, got {len(state[0])}")
+        x = dropout(self.embedded(tokens), self.config.dropout, self.training)
+        logits, new_state = self.run(
+            x, state, cu_seqlens, padding_mask, return_state, logits_to_keep, donate_state
+        )
+        return logits.to(operator_dtype(logits)), new_state
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """The first block's input (B, L, D) for tokens (B, L), which are checked as `forward` says."""
+        self._check_tokens(tokens)
+        x: Tensor = self.embed(tokens)
+        return x * math.sqrt(self.config.model_dim) if self.config.scale_emb else x
+
+    def run(
+        self,
+        x: Tensor,
+        state: MegalodonState | None = None,
+        cu_seqlens: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        return_state: bool = True,
+        logits_to_keep: int | None = None,
+        donate_state: bool = False,
+    ) -> tuple[Tensor, MegalodonState | None]:
+        """`forward` from the first block's input on; logits in the type of activations."""
         layer_states, norm_state = (None, None) if state is None else state
-
-        x = self.embed(tokens)
-        if self.config.scale_emb:
-            x = x * math.sqrt(self.config.model_dim)
-        x = dropout(x, self.config.dropout, self.training)
-
         new_states: list[LayerState] = []
         for index, layer in enumerate(self.layers):
             run = self._checkpointed(layer)

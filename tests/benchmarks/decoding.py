@@ -14,7 +14,7 @@ import torch
 from megalodon_core import Megalodon, MegalodonConfig
 from megalodon_core.bench import ceilings
 from megalodon_core.bench.timing import Sample, interleave, stopwatch
-from torch import Tensor
+from megalodon_core.decoding import Decoder
 
 VOCAB = 32000
 PROMPT = 16
@@ -36,12 +36,10 @@ def measure(seconds: float) -> dict[str, float]:
         model.to(dtype)
         narrow.to(dtype)
         (read,) = ceilings.copy(dtype, read=weights)
-        with model.constant_parameters():
-            figures |= beside_reading(name, decoding(model), read, seconds, sums=summing(model))
-        with narrow.constant_parameters():
-            step = decoding(narrow)
-            step()
-            figures[f"decode.{name}.calls_seconds"] = median(interleave({"": step}, seconds / 8)[""]["token"])
+        figures |= beside_reading(name, decoding(model), read, seconds, sums=summing(model))
+        step = decoding(narrow)
+        step()
+        figures[f"decode.{name}.calls_seconds"] = median(interleave({"": step}, seconds / 8)[""]["token"])
     return figures
 
 
@@ -79,13 +77,13 @@ def decoding(model: Megalodon) -> Sample:
     with torch.no_grad():
         logits, state = model(torch.randint(model.config.vocab_size, (1, PROMPT)))
 
-    @torch.no_grad()
+    decoder, logits = Decoder(model, state), logits[:, -1]
+
     def sample() -> dict[str, float]:
-        nonlocal logits, state
+        nonlocal logits
         begin = time.perf_counter()
         for _ in range(IN_A_ROW):
-            token: Tensor = logits[:, -1:].argmax(-1)
-            logits, state = model(token, state, donate_state=True)
+            logits = decoder(logits.argmax(-1))
         return {"token": (time.perf_counter() - begin) / IN_A_ROW}
 
     return sample

@@ -35,6 +35,11 @@ void tokens(const Op& op, const SequenceSpan&, int) {
   call(cuda::kernels().*kEntry, op, validate(op));
 }
 
+template <class Op>
+void on_cpus_only(const Op&, int) {
+  throw std::runtime_error("of the CPU alone");
+}
+
 using Table = cuda::KernelTable;
 
 }  // namespace
@@ -59,7 +64,8 @@ const KernelTable table = {
     .silu_mul_backward = rows<&Table::silu_mul_backward>,
     .two_hop_residual_forward = rows<&Table::two_hop_residual_forward>,
     .two_hop_residual_backward = rows<&Table::two_hop_residual_backward>,
-    .few_row_linear = [](const FewRowLinear&, int) { throw std::runtime_error("of the CPU alone"); },
+    .few_row_linear = on_cpus_only<FewRowLinear>,
+    .silu = on_cpus_only<Silu>,
 };
 
 }  // namespace megalodon::cpu::simt

@@ -35,6 +35,7 @@ struct KernelTable {
   void (*two_hop_residual_forward)(const TwoHopResidualForward&, int threads);
   void (*two_hop_residual_backward)(const TwoHopResidualBackward&, int threads);
   void (*few_row_linear)(const FewRowLinear&, int threads);
+  void (*silu)(const Silu&, int threads);
 };
 
 // The table in use. Chosen at the first call: MEGALODON_CORE_ISA if set, else the widest supported one.

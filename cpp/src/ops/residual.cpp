@@ -42,6 +42,8 @@ void validate_cotangents(const SiluMulBackward& op) {
   Check("silu_mul", "gate", op.gate).same_shape("dy", op.dy, op.gate);
 }
 
+RowShape validate(const Silu& op) { return rows_of(Check("silu", "x", op.x), "x", op.x); }
+
 RowShape validate(const TwoHopResidual& op) {
   const Check check("two_hop_residual", "branch", op.branch);
   const RowShape shape = rows_of(check, "branch", op.branch);

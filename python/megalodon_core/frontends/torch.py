@@ -182,7 +182,7 @@ def _goes_straight(tensors: Sequence[Any]) -> bool:
     """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
     first = tensors[0]
     here = first.is_cpu or (first.is_cuda and cuda.kernels() is not None)
-    return here and not _is_observed() and _PLAIN_TYPES.issuperset(map(type, tensors))
+    return here and not is_observed() and _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
 def _always() -> bool:
@@ -202,11 +202,11 @@ def _differentiates_forward() -> bool:
     return bool(getattr(forward_ad, "_current_level", 0) >= 0)
 
 
-def _is_observed() -> bool:
-    """Whether something must see this call as an operator of torch's dispatcher."""
+def is_observed() -> bool:
+    """Whether something must see calls as operators of torch's dispatcher."""
     return bool(
         torch.compiler.is_compiling()
-        or _modes()
+        or (_modes() and not _core.is_recording())  # a recording is such a mode
         or _transforms()
         or _tracer() is not None
         or _profiler()
@@ -345,6 +345,26 @@ def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     y: torch.Tensor
     (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x, weight, bias)
     return y
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """`torch.nn.functional.silu` by the core, on a CPU and without a gradient: for a `Recording`."""
+    y: torch.Tensor
+    (y,) = _core.silu(_frontend, torch.get_num_threads(), x)
+    return y
+
+
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`x + y` of tensors of one shape and type by the core, for a `Recording`."""
+    total: torch.Tensor
+    (total,) = _core.two_hop_residual_forward(_frontend, torch.get_num_threads(), y, x, None)
+    return total
+
+
+def copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`target.copy_(source)` of tensors of one shape and type by the core, for a `Recording`."""
+    _core.copy(_frontend, torch.get_num_threads(), source, target)
+    return target
 
 
 def _promoted(spec: Spec, inputs: Sequence[Any]) -> Sequence[Any]:

@@ -57,6 +57,14 @@ struct SiluMulBackward : SiluMul {
 
 void validate_cotangents(const SiluMulBackward& op);
 
+// silu(x), which frameworks have too; without a backward, for steps that the core runs alone.
+struct Silu {
+  Tensor x;  // (..., D)
+  Tensor y;
+};
+
+RowShape validate(const Silu& op);
+
 // residual + alpha * branch; alpha absent means 1
 struct TwoHopResidual {
   Tensor branch, residual;  // (..., D)

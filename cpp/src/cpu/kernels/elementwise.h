@@ -37,6 +37,20 @@ inline void silu_mul_forward(const SiluMulForward& op, int threads) {
   });
 }
 
+inline void silu(const Silu& op, int threads) {
+  record_isa(kIsa);
+  with_storage(op.x.dtype, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const T* x = op.x.as<const T>();
+    T* y = op.y.as<T>();
+    for_elements<Acc<T>>(op.y.numel(), goes_past_cache(op.y), threads,
+                         [=](auto lanes, auto output, std::int64_t i) __attribute__((always_inline)) {
+                           const auto value = lanes.read(x + i);
+                           output.write(lanes, y + i, value * sigmoid_for<T>(value));
+                         });
+  });
+}
+
 // With s = sigmoid(gate):  d silu / d gate = s + gate s (1 - s).
 inline void silu_mul_backward(const SiluMulBackward& op, int threads) {
   record_isa(kIsa);

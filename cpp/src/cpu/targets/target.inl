@@ -33,6 +33,7 @@ const KernelTable table = {
     .two_hop_residual_forward = two_hop_residual_forward,
     .two_hop_residual_backward = two_hop_residual_backward,
     .few_row_linear = few_row_linear,
+    .silu = silu,
 };
 
 }  // namespace megalodon::cpu::MEGALODON_TARGET

@@ -1,0 +1,269 @@
+"""Decoding token by token: the numbers are the model's, whether the core runs alone or not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from megalodon_core import _core
+from megalodon_core.decoding import Decoder
+from megalodon_core.recording import Recording
+from tolerance import assert_close
+
+STEPS = 14  # past two ends of a chunk of 5
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+alone = pytest.mark.cpu("only there the core runs alone")
+
+
+def prompt_and_tokens(rows):
+    generator = torch.Generator("cpu").manual_seed(rows)
+    made = torch.randint(19, (rows, 3 + STEPS), generator=generator, device="cpu").to(torch.empty(0).device)
+    return made[:, :3], made[:, 3:]
+
+
+@torch.no_grad()
+def assert_decodes(model, rows, rtol, replays):
+    prompt, tokens = prompt_and_tokens(rows)
+    _, state = model(prompt)
+    decoder = Decoder(model, state)
+    for i in range(STEPS):
+        logits = decoder(tokens[:, i])
+        expected, state = model(tokens[:, i : i + 1], state)
+        assert_close(logits, expected[:, 0], rtol, f"logits {i}")
+    assert (decoder.obstacle is None) == replays
+    for one, other in zip(decoder.state.layers, state.layers, strict=True):
+        assert_close(one.cema, other.cema, rtol, "cema")
+        assert_close(one.timestep_norm.var, other.timestep_norm.var, rtol, "var")
+        assert torch.equal(one.attention.length, other.attention.length)
+    assert torch.equal(decoder.state.final_norm.count, state.final_norm.count)
+    return decoder
+
+
+@alone
+@pytest.mark.parametrize("rows", range(1, _core.few_rows + 1))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_it_gives_what_the_model_gives(tiny, rows, dtype):
+    assert_decodes(tiny(dtype=dtype), rows, TOLERANCE[dtype], replays=True)
+
+
+@alone
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"swiglu": True},
+        {"rescale_nffn": True, "scale_emb": True},
+        {"norm_affine": False, "share_emb": True},
+        {"chunk_size": 1},
+        {"chunk_size": 100},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model(tiny, changes):
+    assert_decodes(tiny(**changes), 2, 1e-5, replays=True)
+
+
+@alone
+def test_a_state_with_gradients(tiny):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(1)
+    decoder = Decoder(model, model(prompt)[1])
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    for i in range(STEPS):
+        logits = decoder(tokens[:, i])
+        assert not logits.requires_grad
+        assert_close(logits, expected[:, 3 + i], 1e-5)
+    assert decoder.obstacle is None
+
+
+@torch.no_grad()
+def test_dropout_is_off_and_the_mode_is_restored(tiny):
+    model = tiny(dropout=0.5, hidden_dropout=0.5, attention_dropout=0.5).eval()
+    prompt, tokens = prompt_and_tokens(1)
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    decoder = Decoder(model, model(prompt)[1])
+    model.train()
+    for i in range(STEPS):
+        assert_close(decoder(tokens[:, i]), expected[:, 3 + i], 1e-5)
+    assert all(module.training for module in model.modules())
+
+
+@alone
+def test_python_runs_for_two_tokens_only(tiny, monkeypatch):
+    model = tiny().eval()
+    prompt, tokens = prompt_and_tokens(2)
+    with torch.no_grad():
+        decoder = Decoder(model, model(prompt)[1])
+        decoder(tokens[:, 0])
+        decoder(tokens[:, 1])
+        expected, _ = model(tokens[:, :3], model(prompt)[1])
+        monkeypatch.setattr(type(model), "run", None)
+        assert_close(decoder(tokens[:, 2]), expected[:, -1], 1e-5)
+
+
+@alone
+def test_any_number_of_threads(tiny):
+    model, before = tiny(), torch.get_num_threads()
+    prompt, tokens = prompt_and_tokens(1)
+    with torch.no_grad():
+        decoder = Decoder(model, model(prompt)[1])
+        expected, _ = model(tokens, model(prompt)[1])
+    try:
+        for i in range(STEPS):
+            torch.set_num_threads(1 + i % 2)
+            assert_close(decoder(tokens[:, i]), expected[:, i], 1e-5)
+    finally:
+        torch.set_num_threads(before)
+    assert decoder.obstacle is None
+
+
+def test_more_rows_than_the_core_maps(tiny):
+    decoder = assert_decodes(tiny(), _core.few_rows + 1, 1e-5, replays=False)
+    assert decoder.obstacle is not None
+
+
+def low_rank(model):
+    """A change of the output of one layer by torch's own operators, as adapters make it."""
+    linear, forward = model.layers[0].mega.wr, model.layers[0].mega.wr.forward
+    a, b = torch.randn(2, 12), torch.randn(linear.out_features, 2)
+    linear.forward = lambda x: forward(x) + F.linear(F.linear(x, a), b)
+
+
+def hooked(model):
+    model.layers[1].register_forward_hook(lambda module, inputs, output: (output[0].flip(-1), output[1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "obstacle"), [(low_rank, "aten"), (hooked, "a hook of Block")], ids=["adapter", "hook"]
+)
+def test_what_torch_adds_is_not_lost(tiny, change, obstacle):
+    model, plain = tiny(), tiny()
+    change(model)
+    decoder = assert_decodes(model, 1, 1e-5, replays=False)
+    assert obstacle in decoder.obstacle
+    _, tokens = prompt_and_tokens(1)
+    with torch.no_grad():
+        assert not torch.allclose(model(tokens)[0], plain(tokens)[0], rtol=1e-2)
+
+
+def test_autocast_is_an_obstacle(tiny):
+    with torch.autocast(torch.empty(0).device.type, dtype=torch.bfloat16):
+        decoder = assert_decodes(tiny(), 1, 5e-2, replays=False)
+    assert "autocast" in decoder.obstacle
+
+
+@torch.no_grad()
+def test_a_state_is_the_callers_unless_donated(tiny):
+    model = tiny(chunk_size=3)
+    prompt, tokens = prompt_and_tokens(2)
+    _, state = model(prompt)
+    before = [tensor.clone() for tensor in state.tensors()]
+    decoder, other = Decoder(model, state), Decoder(model, state)
+    first = [decoder(tokens[:, i]) for i in range(4)]
+    kept = [logits.clone() for logits in first]
+    assert all(map(torch.equal, state.tensors(), before))
+    for i in range(4):
+        assert torch.equal(other(tokens[:, i]), kept[i])
+    assert all(map(torch.equal, first, kept))
+    donating = Decoder(model, state, donate_state=True)
+    assert all(torch.equal(donating(tokens[:, i]), kept[i]) for i in range(4))
+
+
+@torch.no_grad()
+def test_streams_take_turns(tiny):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(2)
+    _, state = model(prompt)
+    both = Decoder(model, state)
+    single = [Decoder(model, state.select([row])) for row in range(2)]
+    for i in range(STEPS):
+        together = both(tokens[:, i])
+        for row in range(2):
+            assert_close(single[row](tokens[row : row + 1, i]), together[row : row + 1], 1e-5)
+
+
+def test_bad_arguments_are_named(tiny):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(2)
+    with pytest.raises(TypeError, match="Decoder: state: expected a MegalodonState, got NoneType"):
+        Decoder(model, None)
+    decoder = Decoder(model, model(prompt)[1])
+    with pytest.raises(TypeError, match="Decoder: tokens: expected a torch tensor, got list"):
+        decoder([1, 2])
+    with pytest.raises(ValueError, match=r"Decoder: tokens: expected shape \(2,\), got \(2, 1\)"):
+        decoder(tokens[:, :1])
+    for _ in range(3):
+        decoder(tokens[:, 0])
+        with pytest.raises(ValueError, match=r"values in \[0, 19\), got 19 to 19"):
+            decoder(torch.full((2,), 19))
+
+
+@alone
+class TestRecording:
+    @torch.no_grad()
+    def test_it_runs_again_on_what_its_arrays_hold(self, dtype):
+        x = torch.randn(3, 7).to(dtype)
+        with Recording() as recording:
+            y = F.silu(x) + x
+            x.copy_(y)
+        expected = x.clone()
+        for _ in range(3):
+            expected = F.silu(expected.double()) + expected.double()
+            recording.replay()
+            assert_close(y, expected.to(dtype), 4 * torch.finfo(dtype).eps)
+            expected = y.clone()
+
+    @pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def dtype(self, request):
+        return request.param
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda x: x * 2,
+            lambda x: x + 1,
+            lambda x: torch.add(x, x, alpha=2),
+            lambda x: x + x[0],
+            lambda x: F.silu(x.T),
+            lambda x: x.copy_(torch.zeros(())),
+            lambda x: x.contiguous().T.contiguous(),
+            lambda x: F.linear(x, x),
+        ],
+    )
+    @torch.no_grad()
+    def test_other_operators_of_torch_cannot_be_replayed(self, other):
+        x = torch.randn(2, 3)
+        expected = other(x.clone())
+        with Recording() as recording:
+            assert torch.equal(other(x), expected)
+        assert recording.foreign.startswith("aten.")
+        with pytest.raises(RuntimeError, match=f"calls of the core alone, got {recording.foreign}"):
+            recording.replay()
+
+    def test_one_at_a_time_in_a_thread(self):
+        with Recording(), pytest.raises(ValueError, match="no other recording under way"), Recording():
+            raise AssertionError("entered")
+        assert not _core.is_recording()
+        with Recording():
+            seen = []
+            other = threading.Thread(target=lambda: seen.append(_core.is_recording()))
+            other.start()
+            other.join()
+            assert seen == [False]
+
+    def test_an_error_ends_it(self):
+        with pytest.raises(ZeroDivisionError), Recording():
+            1 / 0  # noqa: B018
+        assert not _core.is_recording()
+
+    @torch.no_grad()
+    def test_it_owns_its_memory(self):
+        x = torch.full((1000,), 2.0)
+        with Recording() as recording:
+            y = F.silu(F.silu(x))
+        x.fill_(1.0)
+        junk = [torch.full((1000,), torch.nan) for _ in range(20)]
+        recording.replay()
+        del junk
+        assert_close(y, F.silu(F.silu(x)), 1e-6)
