@@ -103,17 +103,35 @@ def test_one_token(op, frontend, dtype, rtol, ndim, padded):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_large_array_is_the_channels_of_small_ones(dtype, frontend):
     """Outputs of 8 MiB and more are written past the caches; the channels of a part are computed alone."""
-    dim = 256
-    length = 1 + 2**23 // (dim * dtype.itemsize)
-    call = example("cema", dtype, tokens=Tokens(batch=1, length=length), dim=dim, ndim=5)
+    length = 1 + 2**23 // (256 * dtype.itemsize)
+    call = example("cema", dtype, tokens=Tokens(batch=1, length=length), dim=256, ndim=5)
+    assert_channels_are_independent(frontend, call, 96)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "tokens",
+    [Tokens(batch=2, length=150), Tokens(batch=2, length=70, padded=True), Tokens(documents=(65, 0, 1, 130))],
+    ids=["batch", "padded", "documents"],
+)
+def test_many_channels(tokens, threads, frontend):
+    """A thread takes several blocks of channels through a tile of tokens, and the last block is not full."""
+    with frontend.threads(threads):
+        call = example("cema", torch.float32, tokens=tokens, dim=1100, ndim=5)
+        assert_channels_are_independent(frontend, call, 500)
+
+
+def assert_channels_are_independent(frontend: Torch, call: Call, width: int) -> None:
     drawn = cotangents(frontend.forward(call))
     whole = frontend.run(call, drawn)
-    for part in torch.arange(dim).split(96):
+    for part in torch.arange(call.inputs["x"].shape[-1]).split(width):
         part_of = {name: call.inputs[name][part] for name in ("p", "q", "gamma", "omega")}
         part_of |= {"x": call.inputs["x"][..., part], "initial_state": call.inputs["initial_state"][:, part]}
         own = {"y": drawn["y"][..., part], "state": drawn["state"][:, part]}
         result = frontend.run(call.with_inputs(**part_of), own)
         assert torch.equal(result.outputs["y"], whole.outputs["y"][..., part])
+        assert torch.equal(result.outputs["state"], whole.outputs["state"][:, part])
         assert torch.equal(result.gradients["x"], whole.gradients["x"][..., part])
 
 

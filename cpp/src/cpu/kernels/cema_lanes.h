@@ -1,5 +1,8 @@
-// What a job of the moving average works on: a block of channels and a range of sequences, so that parameter
-// gradients need no atomics. Time is cut into tiles that stay in the first-level cache.
+// What a job of the moving average works on: a strip of channels and a range of sequences, so that parameter
+// gradients need no atomics. Time is cut into tiles, and a strip into blocks of channels: a tile of a block
+// stays in the first-level cache. Forward takes all blocks of a strip through a tile before it goes on to the
+// next one, since a block's tokens are a page of memory apart. Backward would have to keep the checkpoints of
+// all of them, so its strips are single blocks.
 #pragma once
 
 #include "cpu/kernels/tile.h"
@@ -7,7 +10,8 @@
 namespace megalodon::cpu::MEGALODON_TARGET {
 
 inline constexpr std::int64_t kCemaTile = 64;      // tokens; backward keeps the state before each tile
-inline constexpr std::int64_t kCemaChannels = 64;  // channels of a job, at most
+inline constexpr std::int64_t kCemaChannels = 64;  // channels of a block, at most
+inline constexpr std::int64_t kCemaBlocks = 8;     // blocks of a strip, at most: in the second-level cache
 inline constexpr int kCemaScanGroup = 4;           // EMA dims whose state is in registers
 inline constexpr int kCemaReverseGroup = 2;
 
@@ -15,17 +19,20 @@ enum CemaCoefficient { kP, kQRe, kQIm, kGammaRe, kGammaIm, kCemaCoefficientCount
 
 // How (channel, sequence) space is cut into jobs. Depends on the shape and the thread count only.
 struct CemaPlan {
-  std::int64_t channels, blocks, groups;
+  std::int64_t channels, blocks, strip, groups;  // channels of a block, all blocks, those of a strip
 
-  CemaPlan(std::int64_t dim, std::int64_t sequences, std::int64_t lanes, int threads) {
+  CemaPlan(std::int64_t dim, std::int64_t sequences, std::int64_t lanes, std::int64_t most_blocks,
+           int threads) {
     const std::int64_t wanted = threads > 1 ? 2 * threads : 1;
     channels = kCemaChannels;
     while (channels > lanes && (dim + channels - 1) / channels < wanted) channels /= 2;
     blocks = (dim + channels - 1) / channels;
+    strip = clamp(blocks / wanted, 1, most_blocks);
     groups = blocks >= wanted ? 1 : (wanted + blocks - 1) / blocks;
     if (groups > sequences) groups = sequences;
   }
-  std::int64_t jobs() const { return blocks * groups; }
+  std::int64_t strips() const { return (blocks + strip - 1) / strip; }
+  std::int64_t jobs() const { return strips() * groups; }
 
   // Whether jobs write an array past the caches: not where two of them share a cache line of it.
   bool writes_past_cache(const Tensor& array) const {
@@ -40,7 +47,7 @@ inline std::int64_t cema_tile_pitch(std::int64_t channels) {
   return channels + kLanes<A>;
 }
 
-// The part of the arrays that one job sees: lanes of `width` channels from `channel` on, as dense vectors.
+// The part of the arrays that is one block: lanes of `width` channels from `channel` on, as dense vectors.
 template <class A>
 struct CemaLanes {
   static constexpr int W = kLanes<A>;
@@ -55,7 +62,6 @@ struct CemaLanes {
 
   std::int64_t pitch() const { return vectors * W; }
   std::int64_t tile_pitch() const { return cema_tile_pitch<A>(pitch()); }
-  std::int64_t state_size() const { return ndim * 2 * pitch(); }
 
   // Tile `tile` of a sequence <-> tokens[kCemaTile][tile_pitch].
   static std::int64_t tokens_of(const Sequence& sequence, std::int64_t tile) {
@@ -70,7 +76,7 @@ struct CemaLanes {
     store_tile(to, sequence, tile * kCemaTile, tokens_of(sequence, tile), channel, width, tokens,
                tile_pitch(), past_cache);
   }
-  // What brings the tile that follows, if there is one: rows_ahead() rows of it at every scan of a tile.
+  // What brings that tile, if there is one: rows_ahead() rows of it at every scan of the tile before.
   TileAhead ahead(const Tensor& from, const Sequence& sequence, std::int64_t tile) const {
     return {from, sequence, tile * kCemaTile, tile < 0 ? 0 : tokens_of(sequence, tile), channel, width};
   }
@@ -128,6 +134,36 @@ struct CemaLanes {
       to[c] = omega.defined() && c < width ? omega.as<const A>()[channel + c] : A(0);
     }
   }
+};
+
+// The blocks of one job's strip.
+template <class A>
+class CemaStrip {
+ public:
+  CemaStrip(const Cema& op, const CemaPlan& plan, std::int64_t index)
+      : op_(op),
+        plan_(plan),
+        first_(index * plan.strip),
+        count_(clamp(plan.blocks - first_, 0, plan.strip)) {}
+
+  // f(lanes, b) for every block, b counting from 0.
+  template <class F>
+  void for_blocks(const F& f) const {
+    for (std::int64_t b = 0; b < count_; ++b) f(block(b), b);
+  }
+
+  // Brings the tokens that follow on those of block b in a tile.
+  TileAhead ahead(const Tensor& from, const Sequence& sequence, std::int64_t tile, std::int64_t b) const {
+    return b + 1 < count_ ? block(b + 1).ahead(from, sequence, tile)
+                          : block(0).ahead(from, sequence, tile + 1);
+  }
+
+ private:
+  CemaLanes<A> block(std::int64_t b) const { return {op_, plan_, first_ + b}; }
+
+  const Cema& op_;
+  const CemaPlan& plan_;
+  std::int64_t first_, count_;
 };
 
 template <class A>

@@ -91,7 +91,7 @@ inline void cema_store_gradients(const CemaBackward& op, const CemaPlan& plan, c
 
 template <class A>
 inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequences, int threads) {
-  const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, threads);
+  const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, 1, threads);
   const std::int64_t pitch = plan.channels, tile_pitch = cema_tile_pitch<A>(pitch);
   const std::int64_t tile_size = kCemaTile * tile_pitch;
   const std::int64_t ndim = op.p.size(1), state_size = ndim * 2 * pitch;
@@ -142,10 +142,14 @@ inline void cema_backward_as(const CemaBackward& op, const SequenceSpan& sequenc
         for (std::int64_t c = 0; c < lanes.width; c += kLanes<A>) {
           for_groups<kCemaScanGroup>(ndim, [&](std::int64_t first, auto group) {
             constexpr int kKept = decltype(group)::value;
+            A* before = checkpoint + tile * state_size + c;
+            for (std::int64_t j = 2 * first; tile > 0 && j < 2 * (first + kKept); ++j) {
+              prefetch(before - state_size + j * pitch);  // what this scan will start from in the next tile
+            }
             x_ahead.bring(rows_ahead);
             dy_ahead.bring(rows_ahead);
-            cema_scan<A, kKept, false, true>(x + c, nullptr, count, tile_pitch, coefficients + c,
-                                             checkpoint + tile * state_size + c, pitch, first, history);
+            cema_scan<A, kKept, false, true>(x + c, nullptr, count, tile_pitch, coefficients + c, before,
+                                             pitch, first, history);
             for_groups<kCemaReverseGroup>(kKept, [&](std::int64_t j, auto part) {
               cema_reverse<A, decltype(part)::value, kKept>(x + c, dy + c, dx + c, count, tile_pitch,
                                                             coefficients + c, history + j * 2 * kLanes<A>,

@@ -76,32 +76,43 @@ inline void cema_skip(const CemaLanes<A>& lanes, const A* omega, const A* from, 
 
 template <class A>
 inline void cema_forward_as(const CemaForward& op, const SequenceSpan& sequences, int threads) {
-  const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, threads);
+  const CemaPlan plan(op.x.size(2), sequences.count, kLanes<A>, kCemaBlocks, threads);
   const std::int64_t pitch = plan.channels, ndim = op.p.size(1);
   const std::int64_t tile_size = kCemaTile * cema_tile_pitch<A>(pitch);
-  const std::int64_t per_thread = pitch * (ndim * (kCemaCoefficientCount + 2) + 1) + 2 * tile_size;
+  const std::int64_t state_size = ndim * 2 * pitch;
+  const std::int64_t block_size = pitch * (ndim * kCemaCoefficientCount + 1) + state_size;
+  const std::int64_t per_thread = 2 * tile_size + plan.strip * block_size;
   const bool past_cache = plan.writes_past_cache(op.y);
   Scratch<A> scratch(per_thread * threads);
   parallel_for(plan.jobs(), threads, [&](std::int64_t job) {
-    const CemaLanes<A> lanes(op, plan, job % plan.blocks);
-    A* coefficients = scratch.data() + thread_index() * per_thread;
-    A* state = coefficients + ndim * kCemaCoefficientCount * pitch;
-    A* omega = state + lanes.state_size();
-    A* x = omega + pitch;
+    const CemaStrip<A> strip(op, plan, job % plan.strips());
+    A* x = scratch.data() + thread_index() * per_thread;
     A* y = x + tile_size;
-    lanes.load_coefficients(op, coefficients);
-    lanes.load_omega(op.omega, omega);
-    for_sequences(sequences, plan, job / plan.blocks, [&](std::int64_t index, const Sequence& sequence) {
-      lanes.load_state(op.initial_state, index, state);
+    A* blocks = y + tile_size;  // of each block its state, omega and coefficients
+    const auto state_of = [=](std::int64_t b) { return blocks + b * block_size; };
+    const auto omega_of = [=](std::int64_t b) { return state_of(b) + state_size; };
+    const auto coefficients_of = [=](std::int64_t b) { return omega_of(b) + pitch; };
+    strip.for_blocks([&](const CemaLanes<A>& lanes, std::int64_t b) {
+      lanes.load_omega(op.omega, omega_of(b));
+      lanes.load_coefficients(op, coefficients_of(b));
+    });
+    for_sequences(sequences, plan, job / plan.strips(), [&](std::int64_t index, const Sequence& sequence) {
+      strip.for_blocks([&](const CemaLanes<A>& lanes, std::int64_t b) {
+        lanes.load_state(op.initial_state, index, state_of(b));
+      });
       for (std::int64_t tile = 0; tile * kCemaTile < sequence.length; ++tile) {
-        const std::int64_t count = lanes.tokens_of(sequence, tile);
-        lanes.load_tokens(op.x, sequence, tile, x);
-        cema_skip(lanes, omega, x, y, count);
-        cema_scan_tile<A, true>(lanes, x, y, count, coefficients, state,
-                                lanes.ahead(op.x, sequence, tile + 1));
-        lanes.store_tokens(y, op.y, sequence, tile, past_cache);
+        strip.for_blocks([&](const CemaLanes<A>& lanes, std::int64_t b) {
+          const std::int64_t count = lanes.tokens_of(sequence, tile);
+          lanes.load_tokens(op.x, sequence, tile, x);
+          cema_skip(lanes, omega_of(b), x, y, count);
+          cema_scan_tile<A, true>(lanes, x, y, count, coefficients_of(b), state_of(b),
+                                  strip.ahead(op.x, sequence, tile, b));
+          lanes.store_tokens(y, op.y, sequence, tile, past_cache);
+        });
       }
-      lanes.store_state(state, op.state, index);
+      strip.for_blocks([&](const CemaLanes<A>& lanes, std::int64_t b) {
+        lanes.store_state(state_of(b), op.state, index);
+      });
     });
   });
   zero_padding(op.y, sequences, threads);
