@@ -28,7 +28,7 @@ class Recording {
 
   void start();  // throws Error where one is under way
   void stop();
-  // `arrays` own the memory that the kernel reads and writes.
+  // `arrays` hold the memory that the kernel reads and writes, unless their owner gives them other memory.
   void add(Kernel kernel, py::object arrays);
   void replay(int threads) const;
   std::size_t size() const { return kernels_.size(); }

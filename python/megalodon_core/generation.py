@@ -226,8 +226,7 @@ def _steps(
             return
         if len(going_on) < len(active):
             active = [active[row] for row in going_on]
-            decoder = Decoder(model, decoder.state.select(going_on), donate_state=True)
-            chosen = chosen[going_on]
+            decoder, chosen = decoder.select(going_on), chosen[going_on]
         logits = decoder(chosen)
 
 

@@ -121,6 +121,7 @@ class Megalodon(nn.Module):
                 refuses `cu_seqlens` or `padding_mask`. The values of tokens are checked on the CPU in eager
                 mode only; elsewhere the check would wait for the device.
         """
+        self.check_tokens(tokens)
         for name, given in (("cu_seqlens", cu_seqlens), ("padding_mask", padding_mask)):
             if given is not None and not isinstance(given, Tensor):
                 raise TypeError(f"Megalodon: {name}: expected a torch tensor, got {type(given).__name__}")
@@ -141,8 +142,7 @@ class Megalodon(nn.Module):
         return logits.to(operator_dtype(logits)), new_state
 
     def embedded(self, tokens: Tensor) -> Tensor:
-        """The first block's input (B, L, D) for tokens (B, L), which are checked as `forward` says."""
-        self._check_tokens(tokens)
+        """The first block's input (B, L, D) for tokens (B, L)."""
         x: Tensor = self.embed(tokens)
         return x * math.sqrt(self.config.model_dim) if self.config.scale_emb else x
 
@@ -228,7 +228,8 @@ class Megalodon(nn.Module):
         self._tie()
         return self
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises what `forward` says of `tokens`."""
         if not isinstance(tokens, Tensor):
             raise TypeError(f"Megalodon: tokens: expected a torch tensor, got {type(tokens).__name__}")
         if tokens.dtype not in (torch.int64, torch.int32):

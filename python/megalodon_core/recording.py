@@ -35,6 +35,8 @@ class Recording(TorchDispatchMode):
         self.foreign: str | None = None
 
     def __enter__(self) -> Recording:
+        if torch.is_inference_mode_enabled():  # where torch does not say what its operators are made of
+            raise RuntimeError("Recording: expected torch out of inference mode")
         self._calls.start()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -53,7 +55,9 @@ class Recording(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _TRANSLATIONS and not kwargs and _alike(args):
-            return _TRANSLATIONS[func](*args)
+            compute, types_of_core = _TRANSLATIONS[func]
+            if args[0].dtype in types_of_core:
+                return compute(*args)
         if func not in _WITHOUT_COMPUTATION and not func.is_view:
             self.foreign = self.foreign or str(func)
         return func(*args, **kwargs)
@@ -69,22 +73,31 @@ class Recording(TorchDispatchMode):
         self._calls.replay(torch.get_num_threads())
 
 
-_TRANSLATIONS: dict[Any, Callable[..., Tensor]] = {
-    aten.silu.default: core.silu,
-    aten.add.Tensor: core.add,
-    aten.copy_.default: core.copy,
+_FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_WHOLE = frozenset({torch.int32, torch.int64, torch.bool})
+# What the core computes in the place of an operator, and for which types.
+_TRANSLATIONS: dict[Any, tuple[Callable[..., Tensor], frozenset[torch.dtype]]] = {
+    aten.silu.default: (core.silu, _FLOATING),
+    aten.add.Tensor: (core.add, _FLOATING),
+    aten.copy_.default: (core.copy, _FLOATING | _WHOLE),
 }
 _WITHOUT_COMPUTATION = frozenset({aten.empty.memory_format, aten.empty_like.default})
 
 
 def _alike(tensors: tuple[Any, ...]) -> bool:
-    """Whether all are tensors on the CPU, contiguous, of one shape and type."""
-    first = tensors[0]
-    return all(
-        isinstance(tensor, Tensor)
-        and tensor.is_cpu
+    """Whether all are tensors that the core reads and writes where they are, of one shape and type."""
+    return all(isinstance(tensor, Tensor) and _is_plain(tensor, tensors[0]) for tensor in tensors)
+
+
+def _is_plain(tensor: Tensor, first: Tensor) -> bool:
+    return (
+        tensor.is_cpu
+        and tensor.layout == torch.strided
         and tensor.is_contiguous()
+        and not tensor.is_neg()
         and tensor.shape == first.shape
         and tensor.dtype == first.dtype
-        for tensor in tensors
+        and 1 <= tensor.ndim <= _core.max_rank
+        and tensor.numel() > 0
+        and tensor.data_ptr() % tensor.element_size() == 0
     )

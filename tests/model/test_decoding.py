@@ -32,7 +32,7 @@ def assert_decodes(model, rows, rtol, replays):
         logits = decoder(tokens[:, i])
         expected, state = model(tokens[:, i : i + 1], state)
         assert_close(logits, expected[:, 0], rtol, f"logits {i}")
-    assert (decoder.obstacle is None) == replays
+    assert decoder.is_recorded == replays
     for one, other in zip(decoder.state.layers, state.layers, strict=True):
         assert_close(one.cema, other.cema, rtol, "cema")
         assert_close(one.timestep_norm.var, other.timestep_norm.var, rtol, "var")
@@ -123,11 +123,24 @@ def test_more_rows_than_the_core_maps(tiny):
     assert decoder.obstacle is not None
 
 
-def low_rank(model):
-    """A change of the output of one layer by torch's own operators, as adapters make it."""
-    linear, forward = model.layers[0].mega.wr, model.layers[0].mega.wr.forward
-    a, b = torch.randn(2, 12), torch.randn(linear.out_features, 2)
-    linear.forward = lambda x: forward(x) + F.linear(F.linear(x, a), b)
+class Reversed(torch.nn.Module):
+    """A layer in the place of another, which computes where torch does not see it."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return torch.tensor(self.linear(x).tolist()).flip(-1)
+
+
+def replaced(model):
+    model.layers[0].mega.wr = Reversed(model.layers[0].mega.wr)
+
+
+def patched(model):
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: ((found := forward(*args, **kwargs))[0].flip(-1), found[1])
 
 
 def hooked(model):
@@ -135,22 +148,118 @@ def hooked(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "obstacle"), [(low_rank, "aten"), (hooked, "a hook of Block")], ids=["adapter", "hook"]
+    ("change", "obstacle"),
+    [
+        (replaced, "another kind of module: Reversed"),
+        (patched, "another kind of module: Megalodon"),
+        (hooked, "a hook of Block"),
+    ],
 )
-def test_what_torch_adds_is_not_lost(tiny, change, obstacle):
+def test_what_others_add_is_not_lost(tiny, change, obstacle):
     model, plain = tiny(), tiny()
     change(model)
     decoder = assert_decodes(model, 1, 1e-5, replays=False)
-    assert obstacle in decoder.obstacle
+    assert decoder.obstacle == obstacle
     _, tokens = prompt_and_tokens(1)
     with torch.no_grad():
         assert not torch.allclose(model(tokens)[0], plain(tokens)[0], rtol=1e-2)
 
 
-def test_autocast_is_an_obstacle(tiny):
+def test_a_hook_of_all_modules(tiny):
+    called = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: called.append(1))
+    try:
+        decoder = assert_decodes(tiny(), 1, 1e-5, replays=False)
+    finally:
+        hook.remove()
+    assert decoder.obstacle == "a hook of all modules"
+
+
+def test_under_autocast(tiny):
     with torch.autocast(torch.empty(0).device.type, dtype=torch.bfloat16):
-        decoder = assert_decodes(tiny(), 1, 5e-2, replays=False)
-    assert "autocast" in decoder.obstacle
+        assert_decodes(tiny(), 1, 5e-2, replays=False)
+
+
+@alone
+@pytest.mark.parametrize("observed", [{0}, {1}, {4}, {0, 1, 2}, {5, 6}], ids=str)
+@torch.no_grad()
+def test_what_is_to_be_seen_is_seen(tiny, observed):
+    """A profiler sees the operators of the tokens it is there for, and the others are the core's alone."""
+    model = tiny(chunk_size=100)
+    prompt, tokens = prompt_and_tokens(2)
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    decoder = Decoder(model, model(prompt)[1])
+    for i in range(STEPS):
+        if i in observed:
+            with torch.profiler.profile() as profile:
+                logits = decoder(tokens[:, i])
+            assert any(event.name == "megalodon_core::cema" for event in profile.events())
+        else:
+            logits = decoder(tokens[:, i])
+        assert_close(logits, expected[:, 3 + i], 1e-5)
+    assert decoder.is_recorded
+
+
+@alone
+@pytest.mark.parametrize("donate_state", [False, True])
+def test_in_and_out_of_inference_mode(tiny, donate_state):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(2)
+    with torch.inference_mode():
+        expected, _ = model(torch.cat((prompt, tokens), dim=1))
+        decoder = Decoder(model, model(prompt)[1], donate_state=donate_state)
+    for i in range(STEPS):
+        with torch.inference_mode(i % 4 < 2):
+            assert_close(decoder(tokens[:, i]), expected[:, 3 + i], 1e-5)
+    assert decoder.is_recorded
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_within_the_model_ends_it(tiny, failing, monkeypatch):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(1)
+    decoder = Decoder(model, model(prompt)[1])
+    for i in range(failing):
+        decoder(tokens[:, i])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.output), "forward", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            decoder(tokens[:, failing])
+    assert not _core.is_recording()
+    with pytest.raises(RuntimeError, match="an earlier call raised within the model"):
+        decoder(tokens[:, failing])
+
+
+@alone
+@torch.no_grad()
+def test_a_model_given_other_parameters_is_not_seen(tiny):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(1)
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    decoder = Decoder(model, model(prompt)[1])
+    for i in range(3):
+        decoder(tokens[:, i])
+    embedding = model.embed.weight.clone()
+    model.to(torch.float64)
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.embed.weight.copy_(embedding)
+    junk = [torch.full((100,), torch.nan) for _ in range(1000)]
+    assert_close(decoder(tokens[:, 3]), expected[:, 6], 1e-5)
+    del junk
+
+
+@torch.no_grad()
+def test_rows_may_be_selected(tiny):
+    model = tiny()
+    prompt, tokens = prompt_and_tokens(3)
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    decoder = Decoder(model, model(prompt)[1])
+    for i in range(STEPS):
+        rows = [0, 1, 2] if i < 6 else [2, 0]
+        decoder = decoder.select(rows) if i == 6 else decoder
+        assert_close(decoder(tokens[rows, i]), expected[rows, 3 + i], 1e-5)
 
 
 @torch.no_grad()
@@ -228,6 +337,11 @@ class TestRecording:
             lambda x: F.silu(x.T),
             lambda x: x.copy_(torch.zeros(())),
             lambda x: x.contiguous().T.contiguous(),
+            lambda x: x.double(),
+            lambda x: x.bool() + x.bool(),
+            lambda x: x.sum() + x.sum(),
+            lambda x: x[:, :0] + x[:, :0],
+            lambda x: torch._neg_view(x.clone()).copy_(torch.ones(2, 3)),
             lambda x: F.linear(x, x),
         ],
     )
@@ -251,6 +365,12 @@ class TestRecording:
             other.start()
             other.join()
             assert seen == [False]
+
+    def test_it_is_refused_in_inference_mode(self):
+        """Where torch would not say that x.double() is a copy."""
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="out of inference mode"), Recording():
+            raise AssertionError("entered")
+        assert not _core.is_recording()
 
     def test_an_error_ends_it(self):
         with pytest.raises(ZeroDivisionError), Recording():

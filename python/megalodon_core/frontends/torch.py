@@ -181,7 +181,7 @@ _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 def _goes_straight(tensors: Sequence[Any]) -> bool:
     """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
     first = tensors[0]
-    here = first.is_cpu or (first.is_cuda and cuda.kernels() is not None)
+    here = first.is_cpu or (first.is_cuda and cuda.kernels() is not None and not _core.is_recording())
     return here and not is_observed() and _PLAIN_TYPES.issuperset(map(type, tensors))
 
 
@@ -206,7 +206,7 @@ def is_observed() -> bool:
     """Whether something must see calls as operators of torch's dispatcher."""
     return bool(
         torch.compiler.is_compiling()
-        or (_modes() and not _core.is_recording())  # a recording is such a mode
+        or _modes() > _core.is_recording()  # which is a mode itself
         or _transforms()
         or _tracer() is not None
         or _profiler()
