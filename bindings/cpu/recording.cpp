@@ -69,8 +69,7 @@ void register_recording(py::module_& module) {
       .def(py::init<>())
       .def("start", &Recording::start, "Note what this thread calls from now on.")
       .def("stop", &Recording::stop)
-      .def("replay", &Recording::replay, py::arg(kQueueName), "Run the calls again, in their order.")
-      .def("__len__", &Recording::size);
+      .def("replay", &Recording::replay, py::arg(kQueueName), "Run the calls again, in their order.");
   module.def("is_recording", [] { return Recording::current() != nullptr; });
   module.def("copy", &copy, "frontend"_a, py::arg(kQueueName), "source"_a, "target"_a);
 }

@@ -31,7 +31,6 @@ class Recording {
   // `arrays` hold the memory that the kernel reads and writes, unless their owner gives them other memory.
   void add(Kernel kernel, py::object arrays);
   void replay(int threads) const;
-  std::size_t size() const { return kernels_.size(); }
 
  private:
   std::vector<Kernel> kernels_;

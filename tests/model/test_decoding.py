@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from megalodon_core import _core
 from megalodon_core.decoding import Decoder
+from megalodon_core.frontends import torch as core
 from megalodon_core.recording import Recording
 from tolerance import assert_close
 
@@ -365,6 +366,12 @@ class TestRecording:
             other.start()
             other.join()
             assert seen == [False]
+
+    def test_a_copy_of_another_shape_or_type_is_refused(self):
+        x = torch.zeros(2, 3)
+        for other, got in ((torch.zeros(3, 2), "float32 of shape"), (x.double(), "float64 of shape")):
+            with pytest.raises(ValueError, match=f"copy: target: expected float32 of shape .*, got {got}"):
+                core.copy(other, x)
 
     def test_it_is_refused_in_inference_mode(self):
         """Where torch would not say that x.double() is a copy."""
