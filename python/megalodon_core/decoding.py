@@ -116,7 +116,9 @@ class Decoder:
         x = self._model.embedded(tokens)
         state: Any  # never None, since it is asked for
         with dropout_off(self._model), self._constant, Recording() as recording:
-            logits, state = self._model.run(x, self._state, logits_to_keep=1, donate_state=True)
+            logits, state = self._model.run(
+                x, self._state, None, None, logits_to_keep=1, donate_state=True, return_state=True
+            )
             for kept, new in zip(self._state.tensors(), state.tensors(), strict=True):
                 if new is not kept:
                     kept.copy_(new)

@@ -121,24 +121,22 @@ def prefill(
     *,
     padding_mask: Tensor | None = None,
     chunk: int | None = None,
-    donate_state: bool = False,
 ) -> tuple[Tensor, MegalodonState]:
     """Reads tokens (B, L) in pieces of `chunk` and returns the last position's logits (B, V) and the state.
 
-    Needs memory for one piece only. `chunk` None means `model.config.chunk_size`. Dropout is off. With
-    `donate_state`, the memory of `state` may become that of the returned one.
+    Needs memory for one piece only. `chunk` None means `model.config.chunk_size`. Dropout is off.
     """
     chunk = model.config.chunk_size if chunk is None else chunk
     _check_count("chunk", chunk)
-    logits = None
-    with dropout_off(model):
+    logits, donate_state = None, False
+    with dropout_off(model), model.constant_parameters():
         for start in range(0, tokens.shape[1], chunk):
             piece = slice(start, start + chunk)
             mask = None if padding_mask is None else padding_mask[:, piece]
             logits, state = model(
                 tokens[:, piece], state, padding_mask=mask, logits_to_keep=1, donate_state=donate_state
             )
-            donate_state = True  # from here on nobody else holds the state
+            donate_state = True  # of the first piece it is the caller's, later nobody else holds it
     if logits is None or state is None:
         raise ValueError(f"prefill: tokens: expected at least one, got shape {tuple(tokens.shape)}")
     return logits[:, -1], state

@@ -137,7 +137,7 @@ class Megalodon(nn.Module):
             raise ValueError(f"Megalodon: state: expected {len(self.layers)} layers, got {len(state[0])}")
         x = dropout(self.embedded(tokens), self.config.dropout, self.training)
         logits, new_state = self.run(
-            x, state, cu_seqlens, padding_mask, return_state, logits_to_keep, donate_state
+            x, state, cu_seqlens, padding_mask, logits_to_keep, donate_state, return_state
         )
         return logits.to(operator_dtype(logits)), new_state
 
@@ -149,12 +149,12 @@ class Megalodon(nn.Module):
     def run(
         self,
         x: Tensor,
-        state: MegalodonState | None = None,
-        cu_seqlens: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        return_state: bool = True,
-        logits_to_keep: int | None = None,
-        donate_state: bool = False,
+        state: MegalodonState | None,
+        cu_seqlens: Tensor | None,
+        padding_mask: Tensor | None,
+        logits_to_keep: int | None,
+        donate_state: bool,
+        return_state: bool,
     ) -> tuple[Tensor, MegalodonState | None]:
         """`forward` from the first block's input on; logits in the type of activations."""
         layer_states, norm_state = (None, None) if state is None else state

@@ -24,6 +24,13 @@ def prompt_and_tokens(rows):
     return made[:, :3], made[:, 3:]
 
 
+def begin(model, rows, **options):
+    """A decoder that has a prompt behind it, the tokens that follow, and their logits in one run over all."""
+    prompt, tokens = prompt_and_tokens(rows)
+    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    return Decoder(model, model(prompt)[1], **options), tokens, expected[:, prompt.shape[1] :]
+
+
 @torch.no_grad()
 def assert_decodes(model, rows, rtol, replays):
     prompt, tokens = prompt_and_tokens(rows)
@@ -68,48 +75,40 @@ def test_every_kind_of_model(tiny, changes):
 @alone
 def test_a_state_with_gradients(tiny):
     model = tiny()
-    prompt, tokens = prompt_and_tokens(1)
-    decoder = Decoder(model, model(prompt)[1])
-    expected, _ = model(torch.cat((prompt, tokens), dim=1))
+    decoder, tokens, expected = begin(model, 1)
     for i in range(STEPS):
         logits = decoder(tokens[:, i])
         assert not logits.requires_grad
-        assert_close(logits, expected[:, 3 + i], 1e-5)
+        assert_close(logits, expected[:, i], 1e-5)
     assert decoder.obstacle is None
 
 
 @torch.no_grad()
 def test_dropout_is_off_and_the_mode_is_restored(tiny):
     model = tiny(dropout=0.5, hidden_dropout=0.5, attention_dropout=0.5).eval()
-    prompt, tokens = prompt_and_tokens(1)
-    expected, _ = model(torch.cat((prompt, tokens), dim=1))
-    decoder = Decoder(model, model(prompt)[1])
+    decoder, tokens, expected = begin(model, 1)
     model.train()
     for i in range(STEPS):
-        assert_close(decoder(tokens[:, i]), expected[:, 3 + i], 1e-5)
+        assert_close(decoder(tokens[:, i]), expected[:, i], 1e-5)
     assert all(module.training for module in model.modules())
 
 
 @alone
 def test_python_runs_for_two_tokens_only(tiny, monkeypatch):
     model = tiny().eval()
-    prompt, tokens = prompt_and_tokens(2)
     with torch.no_grad():
-        decoder = Decoder(model, model(prompt)[1])
+        decoder, tokens, expected = begin(model, 2)
         decoder(tokens[:, 0])
         decoder(tokens[:, 1])
-        expected, _ = model(tokens[:, :3], model(prompt)[1])
         monkeypatch.setattr(type(model), "run", None)
-        assert_close(decoder(tokens[:, 2]), expected[:, -1], 1e-5)
+        assert_close(decoder(tokens[:, 2]), expected[:, 2], 1e-5)
 
 
 @alone
 def test_any_number_of_threads(tiny):
     model, before = tiny(), torch.get_num_threads()
-    prompt, tokens = prompt_and_tokens(1)
     with torch.no_grad():
-        decoder = Decoder(model, model(prompt)[1])
-        expected, _ = model(tokens, model(prompt)[1])
+        decoder, tokens, expected = begin(model, 1)
     try:
         for i in range(STEPS):
             torch.set_num_threads(1 + i % 2)
@@ -187,9 +186,7 @@ def test_under_autocast(tiny):
 def test_what_is_to_be_seen_is_seen(tiny, observed):
     """A profiler sees the operators of the tokens it is there for, and the others are the core's alone."""
     model = tiny(chunk_size=100)
-    prompt, tokens = prompt_and_tokens(2)
-    expected, _ = model(torch.cat((prompt, tokens), dim=1))
-    decoder = Decoder(model, model(prompt)[1])
+    decoder, tokens, expected = begin(model, 2)
     for i in range(STEPS):
         if i in observed:
             with torch.profiler.profile() as profile:
@@ -197,7 +194,7 @@ def test_what_is_to_be_seen_is_seen(tiny, observed):
             assert any(event.name == "megalodon_core::cema" for event in profile.events())
         else:
             logits = decoder(tokens[:, i])
-        assert_close(logits, expected[:, 3 + i], 1e-5)
+        assert_close(logits, expected[:, i], 1e-5)
     assert decoder.is_recorded
 
 
@@ -205,13 +202,11 @@ def test_what_is_to_be_seen_is_seen(tiny, observed):
 @pytest.mark.parametrize("donate_state", [False, True])
 def test_in_and_out_of_inference_mode(tiny, donate_state):
     model = tiny()
-    prompt, tokens = prompt_and_tokens(2)
     with torch.inference_mode():
-        expected, _ = model(torch.cat((prompt, tokens), dim=1))
-        decoder = Decoder(model, model(prompt)[1], donate_state=donate_state)
+        decoder, tokens, expected = begin(model, 2, donate_state=donate_state)
     for i in range(STEPS):
         with torch.inference_mode(i % 4 < 2):
-            assert_close(decoder(tokens[:, i]), expected[:, 3 + i], 1e-5)
+            assert_close(decoder(tokens[:, i]), expected[:, i], 1e-5)
     assert decoder.is_recorded
 
 
@@ -219,8 +214,7 @@ def test_in_and_out_of_inference_mode(tiny, donate_state):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_within_the_model_ends_it(tiny, failing, monkeypatch):
     model = tiny()
-    prompt, tokens = prompt_and_tokens(1)
-    decoder = Decoder(model, model(prompt)[1])
+    decoder, tokens, _ = begin(model, 1)
     for i in range(failing):
         decoder(tokens[:, i])
     with monkeypatch.context() as patch:
@@ -236,9 +230,7 @@ def test_an_error_within_the_model_ends_it(tiny, failing, monkeypatch):
 @torch.no_grad()
 def test_a_model_given_other_parameters_is_not_seen(tiny):
     model = tiny()
-    prompt, tokens = prompt_and_tokens(1)
-    expected, _ = model(torch.cat((prompt, tokens), dim=1))
-    decoder = Decoder(model, model(prompt)[1])
+    decoder, tokens, expected = begin(model, 1)
     for i in range(3):
         decoder(tokens[:, i])
     embedding = model.embed.weight.clone()
@@ -247,20 +239,18 @@ def test_a_model_given_other_parameters_is_not_seen(tiny):
         parameter.zero_()
     model.embed.weight.copy_(embedding)
     junk = [torch.full((100,), torch.nan) for _ in range(1000)]
-    assert_close(decoder(tokens[:, 3]), expected[:, 6], 1e-5)
+    assert_close(decoder(tokens[:, 3]), expected[:, 3], 1e-5)
     del junk
 
 
 @torch.no_grad()
 def test_rows_may_be_selected(tiny):
     model = tiny()
-    prompt, tokens = prompt_and_tokens(3)
-    expected, _ = model(torch.cat((prompt, tokens), dim=1))
-    decoder = Decoder(model, model(prompt)[1])
+    decoder, tokens, expected = begin(model, 3)
     for i in range(STEPS):
         rows = [0, 1, 2] if i < 6 else [2, 0]
         decoder = decoder.select(rows) if i == 6 else decoder
-        assert_close(decoder(tokens[rows, i]), expected[rows, 3 + i], 1e-5)
+        assert_close(decoder(tokens[rows, i]), expected[rows, i], 1e-5)
 
 
 @torch.no_grad()
