@@ -9,8 +9,8 @@ constexpr int kLooks = 1 << 14;
 
 }  // namespace
 
-// The standard library wakes nobody where it counts no sleepers. Without the fence it may read that count before
-// others see the flag, while one who has not seen it goes to sleep: for ever.
+// The standard library wakes nobody where it counts no sleepers. Without the fence it may read that count
+// before others see the flag, while one who has not seen it goes to sleep: for ever.
 void raise(int& flag) {
   const std::atomic_ref<int> shared(flag);
   shared.store(1, std::memory_order_release);
