@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from megalodon_core import ops
 from megalodon_core.config import MegalodonConfig
-from megalodon_core.frontends.torch import few_row_linear
+from megalodon_core.linear import linear
 from megalodon_core.ops import TimestepNormState
 from megalodon_core.state import LayerState
 
@@ -109,10 +109,7 @@ class ConstantParameters:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with a given weight initializer; the bias starts at 0.
-
-    The core maps up to four rows on a CPU where no gradient is wanted.
-    """
+    """`nn.Linear` with a given weight initializer, computed by `linear`; the bias starts at 0."""
 
     def __init__(
         self,
@@ -132,8 +129,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = few_row_linear(x, self.weight, self.bias)
-        return super().forward(x) if y is None else y
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):

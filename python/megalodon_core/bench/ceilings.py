@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from megalodon_core.bench.timing import Sample, stopwatch
+from megalodon_core.linear import SLOW_TYPES
 
 GEMM = {"cpu": (4096, 1024, 2560), "cuda": (8192, 8192, 8192)}
 """Rows, inner dimension and columns of the matrix product whose rate is called the GEMM rate, by device."""
@@ -16,8 +17,11 @@ GEMM = {"cpu": (4096, 1024, 2560), "cuda": (8192, 8192, 8192)}
 def gemm(dtype: torch.dtype, **flops: float) -> Sample:
     """The matrix product of the GEMM rate, its result in a new tensor as everywhere in a model.
 
-    Gives the seconds in which so many `flops` could be done at that rate, under their names.
+    Gives the seconds in which so many `flops` could be done at that rate, under their names. A type of which
+    the CPU has no products is multiplied in float32, as `linear` does it.
     """
+    if torch.get_default_device().type == "cpu" and dtype in SLOW_TYPES:
+        dtype = torch.float32
     rows, inner, columns = GEMM[torch.get_default_device().type]
     a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
     product = stopwatch("gemm", torch.no_grad()(lambda: a @ b))
