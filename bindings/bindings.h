@@ -73,6 +73,7 @@ void register_cema(py::module_& module);
 void register_timestep_norm(py::module_& module);
 void register_chunk_attention(py::module_& module);
 void register_few_row_linear(py::module_& module);
+void register_gate(py::module_& module);
 void register_recording(py::module_& module);
 void register_silu(py::module_& module);
 void register_residual(py::module_& module);

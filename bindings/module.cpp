@@ -16,4 +16,5 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   bindings::register_residual(module);
   bindings::register_silu(module);
   bindings::register_recording(module);
+  bindings::register_gate(module);
 }

@@ -134,6 +134,26 @@ def test_outputs_are_on_the_cpu_whatever_the_default_device():
         assert ops.rms_norm(x).device == x.device
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_tensor_that_outlived_its_transform(recorded):
+    """It still wears the transform's wrapper, whose memory is that of the tensor within."""
+    outlived = []
+
+    def loss(x):
+        outlived.append(x)
+        return x.sum()
+
+    x = torch.randn(2, 8, device=PLACE.type)
+    torch.func.grad(loss)(x)
+    gate = torch.randn(2, 8, device=PLACE.type, requires_grad=True)
+    with torch.set_grad_enabled(recorded):
+        y = ops.silu_mul(gate, outlived[0])
+        expected = ops.silu_mul(gate, x)
+    assert torch.equal(y, expected)
+    if recorded:
+        assert torch.equal(*(torch.autograd.grad(z.sum(), gate)[0] for z in (y, expected)))
+
+
 def block(x, alpha, delta, theta, gamma, omega, weight, bias, attention_gamma, attention_beta, cu_seqlens):
     """All operators one after another on (1, L, 8), with two heads and four groups."""
     normed, norm_state = ops.timestep_norm(x, weight, bias, 4, cu_seqlens=cu_seqlens)

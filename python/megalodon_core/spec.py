@@ -72,7 +72,12 @@ class Spec:
     @property
     def cotangents(self) -> tuple[str, ...]:
         """Names of the outputs that have a cotangent."""
-        return tuple(name for name in self.outputs if name not in self.integer_outputs)
+        return tuple(self.outputs[i] for i in self.differentiable_outputs)
+
+    @cached_property
+    def differentiable_outputs(self) -> tuple[int, ...]:
+        """Indices of the outputs that have a cotangent."""
+        return tuple(i for i, name in enumerate(self.outputs) if name not in self.integer_outputs)
 
     def own_gradients(self, inputs: Sequence[Any]) -> list[int]:
         """Indices of the inputs whose gradients the compiled backward returns for this call, in order."""
@@ -87,12 +92,24 @@ class Spec:
         """Whether the cotangent of y itself is the gradient of an input."""
         return any(declared.gradient == "dy" for declared in self.inputs)
 
+    @cached_property
+    def _gradient_slots(self) -> tuple[int, ...]:
+        """For each input the place of its gradient in: own gradients of all inputs, then None, then dy."""
+        names = [declared.name for declared in self.inputs] + [None, "dy"]
+        return tuple(
+            i if declared.gradient == "own" else names.index(declared.gradient)
+            for i, declared in enumerate(self.inputs)
+        )
+
     def spread_gradients(self, dy: Any, inputs: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
-        """One gradient per input from the compiled backward's: None for absent and integer inputs."""
-        found: dict[str, Any] = {"dy": dy}
-        for i, gradient in zip(self.own_gradients(inputs), own, strict=True):
-            found[self.inputs[i].name] = gradient
-        names = [
-            declared.name if declared.gradient == "own" else declared.gradient for declared in self.inputs
+        """One gradient per input from the compiled backward's: None for absent and integer inputs.
+
+        `inputs` may be followed by what forward kept.
+        """
+        following = iter(own)
+        found = [
+            next(following) if slot == i and inputs[i] is not None else None
+            for i, slot in enumerate(self._gradient_slots)
         ]
-        return tuple(None if name is None else found.get(name) for name in names)
+        found += (None, dy)
+        return tuple(found[slot] for slot in self._gradient_slots)

@@ -32,6 +32,11 @@ _DEVICES = {"cpu": 1, "cuda": 2}  # DLPack's numbers
 _CPU = torch.device("cpu")
 _SCHEMA_TYPES = {float: "float", int: "int"}
 
+# Of a tensor that has outlived the transform which wrapped it, the tensor itself.
+_unwrap_if_dead: Callable[[torch.Tensor], torch.Tensor] = getattr(
+    getattr(torch._C, "_functorch", None), "unwrap_if_dead", lambda tensor: tensor
+)
+
 _library = torch.library.Library("megalodon_core", "DEF")
 
 
@@ -47,6 +52,7 @@ def _describe(device: str, op: str, name: str, tensor: torch.Tensor, strided: bo
         raise ValueError(f"{op}: {name}: expected at most {_core.max_rank} axes, got {tensor.ndim}")
     if tensor.dtype not in _CODES:
         raise TypeError(f"{op}: {name}: expected one of {', '.join(_core.dtypes)}, got {tensor.dtype}")
+    tensor = _unwrap_if_dead(tensor)
     contiguous = tensor.is_contiguous()
     elements = tensor.numel()
     if not contiguous and elements > 0:
@@ -132,16 +138,18 @@ def _differentiate(
     `saved` are the inputs and what forward kept.
     """
     inputs = saved[: len(spec.inputs)]
-    given = [
-        g
-        for g, name in zip(grads[: len(spec.outputs)], spec.outputs, strict=True)
-        if name not in spec.integer_outputs
-    ]
-    if given[0] is None:
-        given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
+    given = _cotangents(spec, grads, saved)
     _refuse_tangents(spec, (*given, *inputs))
     own = backward(*given, *saved, *attributes)
     return spec.spread_gradients(given[0], inputs, own)
+
+
+def _cotangents(spec: Spec, grads: Sequence[Any], saved: Sequence[Any]) -> Sequence[Any]:
+    """What backward takes of the gradients of all outputs: zeros for that of y where it is None."""
+    given = [grads[i] for i in spec.differentiable_outputs]
+    if given[0] is None:
+        given[0] = torch.zeros_like(saved[spec.y_like], memory_format=torch.contiguous_format)
+    return given
 
 
 class _Direct(torch.autograd.Function):
@@ -150,20 +158,28 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: Spec, attributes: Sequence[Any], *inputs: Any) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.spec, ctx.attributes = spec, attributes
+        ctx.call = spec, attributes
+        if not spec.kept:
+            ctx.save_for_backward(*inputs)
+            return _forward(spec, *inputs, *attributes)
         outputs = _forward(spec, *inputs, *attributes, **_keeping(spec))
         ctx.save_for_backward(*inputs, *outputs[len(spec.outputs) :])
         return outputs[: len(spec.outputs)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        spec, saved = ctx.spec, ctx.saved_tensors
+        (spec, attributes), saved = ctx.call, ctx.saved_tensors
         # With create_graph=True the dispatcher's operator records that it has no backward of its own.
-        if _goes_straight((*saved, *grads)) and not torch.is_grad_enabled():
-            backward = partial(_backward, spec)
-        else:
+        if torch.is_grad_enabled() or not _goes_straight((*saved, *grads)):
             backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
-        return (None, None, *_differentiate(spec, backward, grads, saved, ctx.attributes))
+            return (None, None, *_differentiate(spec, backward, grads, saved, attributes))
+        given = _cotangents(spec, grads, saved)
+        own = _backward(spec, *given, *saved, *attributes)
+        return (None, None, *spec.spread_gradients(given[0], saved, own))
+
+
+# `_Direct.apply` without what it does for transforms, of which there are none where it is called.
+_record: Callable[..., tuple[Any, ...]] = super(torch.autograd.Function, _Direct).apply
 
 
 def _keeping(spec: Spec) -> dict[str, bool]:
@@ -171,53 +187,44 @@ def _keeping(spec: Spec) -> dict[str, bool]:
     return {"keep": True} if spec.kept else {}
 
 
-def _any_requires_grad(tensors: Sequence[Any]) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-_PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
-
-
-def _goes_straight(tensors: Sequence[Any]) -> bool:
-    """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
-    first = tensors[0]
-    here = first.is_cpu or (first.is_cuda and cuda.kernels() is not None and not _core.is_recording())
-    return here and not is_observed() and _PLAIN_TYPES.issuperset(map(type, tensors))
-
-
 def _always() -> bool:
     return True
 
 
-# Whether modes, transforms or tracers are active; True from a release of torch that no longer tells.
-_modes = getattr(torch._C, "_len_torch_dispatch_stack", _always)
-_transforms = getattr(torch._C, "_are_functorch_transforms_active", _always)
-_tracer = getattr(torch._C, "_get_tracing_state", _always)
-_profiler = getattr(torch.autograd, "_profiler_enabled", _always)
-_autocast = getattr(torch._C, "_is_any_autocast_enabled", _always)
+# Whether transforms, tracers, profilers or autocast are active; True from a release of torch that no longer
+# tells, and as if there were always a mode.
+_OBSERVERS = tuple(
+    getattr(module, name, _always)
+    for module, name in (
+        (torch._C, "_are_functorch_transforms_active"),
+        (torch._C, "_get_tracing_state"),
+        (torch.autograd, "_profiler_enabled"),
+        (torch._C, "_is_any_autocast_enabled"),
+    )
+)
+_gate = _core.Gate(
+    (torch.Tensor, torch.nn.Parameter),
+    _OBSERVERS,
+    getattr(torch._C, "_len_torch_dispatch_stack", lambda: 2),
+    forward_ad,
+    torch.is_grad_enabled,
+    cuda.kernels() is not None,
+)
 
 
-def _differentiates_forward() -> bool:
-    """Whether tensors may carry tangents; True in a release of torch that no longer tells."""
-    return bool(getattr(forward_ad, "_current_level", 0) >= 0)
+def _goes_straight(tensors: tuple[Any, ...]) -> bool:
+    """Whether the core can be called on the tensors without the dispatcher; the first is not None."""
+    return not torch.compiler.is_compiling() and _gate.lets_through(tensors)
 
 
 def is_observed() -> bool:
     """Whether something must see calls as operators of torch's dispatcher."""
-    return bool(
-        torch.compiler.is_compiling()
-        or _modes() > _core.is_recording()  # which is a mode itself
-        or _transforms()
-        or _tracer() is not None
-        or _profiler()
-        or _autocast()
-        or _differentiates_forward()
-    )
+    return torch.compiler.is_compiling() or _gate.is_observed()
 
 
 def _refuse_tangents(spec: Spec, tensors: Sequence[Any]) -> None:
     """Raises NotImplementedError where a derivative would be lost: operators have no forward-mode formula."""
-    if torch.compiler.is_compiling() or not _differentiates_forward():
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) < 0:
         return
     for tensor in tensors:
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
@@ -309,9 +316,8 @@ def forward(
 ) -> tuple[Any, ...]:
     """Outputs of the operator, differentiable by autograd. No use is made of a donation beside a gradient."""
     if _goes_straight(inputs):
-        if torch.is_grad_enabled() and _any_requires_grad(inputs):
-            outputs: tuple[Any, ...] = _Direct.apply(spec, attributes, *inputs)  # type: ignore[no-untyped-call]
-            return outputs
+        if _gate.wants_gradients(inputs):
+            return _record(spec, attributes, *inputs)
         donation = (True,) if donate_state else ()
         return _forward(spec, *inputs, *attributes, *donation)
     _check(spec, inputs)
@@ -340,7 +346,7 @@ def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     """
     tensors = (x, weight, bias)
     few = x.is_cpu and 0 < x.numel() <= _core.few_rows * weight.shape[-1] and _goes_straight(tensors)
-    if not few or (torch.is_grad_enabled() and _any_requires_grad(tensors)):
+    if not few or _gate.wants_gradients(tensors):
         return None
     y: torch.Tensor
     (y,) = _core.few_row_linear(_frontend, torch.get_num_threads(), x, weight, bias)
