@@ -17,12 +17,13 @@ AT_LEAST, AT_MOST = ">=", "<="
 
 
 class Bar(NamedTuple):
-    """`figure sense limit` is wanted of every figure that matches."""
+    """`figure sense limit` is wanted of every figure that matches, where one is named on a CPU of `isa`."""
 
     what: str
     figure: str
     sense: str
     limit: float
+    isa: str | None = None
 
 
 def _moves(operator: str, what: str, forward: float, backward: float, bf16: float) -> list[Bar]:
@@ -61,7 +62,8 @@ BARS = [
     *_moves("silu_mul", "silu_mul", 1.3, 1.3, 1.6),
     Bar("attention forward: share of the GEMM rate", f"{ATTENTION}.float32.forward.share", AT_LEAST, 0.75),
     Bar("attention backward: share of the GEMM rate", f"{ATTENTION}.float32.backward.share", AT_LEAST, 0.65),
-    Bar("attention, bfloat16 / float32", f"{ATTENTION}.bfloat16.*ward.over_float32", AT_MOST, 1 / 1.5),
+    Bar("attention, bfloat16 / float32", f"{ATTENTION}.bfloat16.*ward.over_float32", AT_MOST, 1 / 1.5,
+        isa="avx512bf16"),
     Bar("model forward: share of the GEMM rate", f"{MODEL}.float32.4096.forward.share", AT_LEAST, 0.75),
     Bar("model forward + backward: share", f"{MODEL}.float32.4096.both.share", AT_LEAST, 0.75),
     Bar("model, L = 4096: LLaMA / time", f"{MODEL}.float32.4096.*.llama", AT_LEAST, 1),
@@ -123,10 +125,12 @@ class Verdict(NamedTuple):
         return self.holding == len(self.figures)
 
 
-def judge(figures: Mapping[str, float], bars: Sequence[Bar] = BARS) -> list[Verdict]:
-    """Every bar of which something was measured, against the figures of a run."""
+def judge(figures: Mapping[str, float], bars: Sequence[Bar], isa: str | None = None) -> list[Verdict]:
+    """Every bar of which something was measured, against the figures of a run on this instruction set."""
     verdicts = []
     for bar in bars:
+        if bar.isa not in (None, isa):
+            continue
         found = {name: value for name, value in figures.items() if fnmatchcase(name, bar.figure)}
         if not found:
             continue

@@ -24,6 +24,7 @@ import other_peers
 import plots
 import scaling
 import torch
+from megalodon_core import runtime
 from megalodon_core.bench import ceilings, harness, report
 from megalodon_core.bench.operators import CASES, FULL
 from megalodon_core.bench.timing import Sample, interleave
@@ -123,7 +124,7 @@ def main() -> None:
         if name in SECTIONS:
             print(f"{name} at {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
             figures |= SECTIONS[name]()
-    verdicts = bars.judge(figures)
+    verdicts = bars.judge(figures, bars.BARS, runtime.isa())
     for view in VIEWS:
         view_table = view.table(figures)
         if view_table is not None:

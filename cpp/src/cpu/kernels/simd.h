@@ -118,9 +118,13 @@ inline Words widen_halfs(Halfs bits) {
 #endif
 }
 
+// Of words below 2^16.
 inline Halfs narrow_words(Words words) {
 #if defined(__AVX512F__)
   return bit_cast<Halfs>(_mm512_maskz_cvtepi32_epi16(0xffff, bit_cast<__m512i>(words)));
+#elif defined(__AVX2__)
+  const __m256i wide = bit_cast<__m256i>(words);
+  return bit_cast<Halfs>(_mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
 #else
   return __builtin_convertvector(words, Halfs);
 #endif
@@ -139,7 +143,7 @@ inline VecF widen_bfloat16(Halfs bits) {
 #endif
 }
 
-// Round to nearest even; NaN stays a quiet NaN.
+// Round to nearest even; NaN becomes the one of all bits.
 inline Halfs narrow_bfloat16(VecF value) {
 #if defined(__AVX512BF16__)
   // The instruction takes subnormal numbers for 0.
@@ -149,9 +153,8 @@ inline Halfs narrow_bfloat16(VecF value) {
   }
 #endif
   const Words bits = bit_cast<Words>(value);
-  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Words quiet = (bits >> 16) | 0x40u;
-  return narrow_words(value != value ? quiet : rounded);
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return narrow_words((rounded | bit_cast<Words>(value != value)) >> 16);
 }
 
 #if defined(__F16C__)

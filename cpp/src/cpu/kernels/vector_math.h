@@ -8,14 +8,13 @@
 
 namespace megalodon::cpu::MEGALODON_TARGET {
 
-// e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2. What the two types differ in:
+// e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2, for x <= 0. What the two types differ in:
 template <class A>
 struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
   static constexpr float lowest = -104.0f;   // e^lowest rounds to 0
-  static constexpr float highest = 89.0f;    // e^highest overflows
   static constexpr float round = 0x1.8p23f;  // adding it leaves the integer part in the low mantissa bits
   static constexpr float log2_e = 0x1.715476p+0f;
   static constexpr float ln2_high = 0x1.63p-1f;  // short, so that n * ln2_high is exact
@@ -27,7 +26,6 @@ struct ExpConstants<float> {
 template <>
 struct ExpConstants<double> {
   static constexpr double lowest = -746.0;
-  static constexpr double highest = 710.0;
   static constexpr double round = 0x1.8p52;
   static constexpr double log2_e = 0x1.71547652b82fep+0;
   static constexpr double ln2_high = 0x1.62e42fee00000p-1;
@@ -72,22 +70,21 @@ inline VecD scale_exp(VecD value, VecD, VecD n) {
   return bit_cast<VecD>(_mm512_maskz_scalef_pd(0xff, bit_cast<__m512d>(value), bit_cast<__m512d>(n)));
 }
 #else
-// In two halves, because n itself may lie outside the exponents of normal numbers where the result does not.
+// By 2^(n + 64), which is a normal number where 2^n is none, and 2^-64. The last bits of `shifted` are those
+// of n; what else it has is shifted out.
 template <class Bits, class V>
 inline V scale_exp(V value, V shifted, V) {
-  using C = ExpConstants<std::remove_reference_t<decltype(value[0])>>;
-  const Bits exponent = bit_cast<Bits>(shifted) - bit_cast<Bits>(splat(C::round));
-  const Bits half = exponent >> 1;
-  const V first = bit_cast<V>((half + C::exponent_bias) << C::mantissa_bits);
-  const V second = bit_cast<V>((exponent - half + C::exponent_bias) << C::mantissa_bits);
-  return value * first * second;
+  using A = std::remove_reference_t<decltype(value[0])>;
+  using C = ExpConstants<A>;
+  const Bits exponent = (bit_cast<Bits>(shifted) + (C::exponent_bias + 64)) << C::mantissa_bits;
+  return value * bit_cast<V>(exponent) * A(0x1p-64);
 }
 #endif
 
 template <class A, class Bits>
 inline Vec<A> exp_as(Vec<A> x) {
   using C = ExpConstants<A>;
-  x = min(splat(C::highest), max(splat(C::lowest), x));  // in this order they keep a NaN
+  x = max(splat(C::lowest), x);  // in this order it keeps a NaN
   const Vec<A> shifted = x * C::log2_e + C::round;
   const Vec<A> n = shifted - C::round;
   const Vec<A> r = (x - n * C::ln2_high) - n * C::ln2_low;
@@ -95,7 +92,7 @@ inline Vec<A> exp_as(Vec<A> x) {
   return scale_exp<Bits>(e, shifted, n);
 }
 
-// 0 at -inf, inf where it overflows, NaN at NaN.
+// For x <= 0, or little more: 0 at -inf, NaN at NaN.
 inline VecF exp(VecF x) { return exp_as<float, VecI>(x); }
 inline VecD exp(VecD x) { return exp_as<double, VecL>(x); }
 
