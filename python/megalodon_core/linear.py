@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def _slow_types() -> frozenset[torch.dtype]:
 
 
 SLOW_TYPES = _slow_types()
+_ROWS = 512
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,15 +52,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _InFloat32(torch.autograd.Function):
-    """A linear map of 16-bit tensors by products in float32."""
+    """A linear map of 16-bit tensors by products in float32, some rows at a time: wide copies stay small."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            y = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-        return y.to(x.dtype)
+        wide_weight, wide_bias = weight.float(), None if bias is None else bias.float()
+        return _by_rows(lambda rows: F.linear(rows.float(), wide_weight, wide_bias), x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,10 +69,28 @@ class _InFloat32(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, *needs_bias = ctx.needs_input_grad
-        wide = dy.float()
-        rows = wide.reshape(-1, wide.shape[-1])
-        with torch.autocast("cpu", enabled=False):
-            dx = (wide @ weight.float()).to(x.dtype) if needs_x else None
-            dweight = (rows.t() @ x.reshape(-1, x.shape[-1]).float()).to(x.dtype) if needs_weight else None
-        dbias = [rows.sum(0).to(x.dtype) if needed else None for needed in needs_bias]
+        dx = dweight = None
+        if needs_x:
+            wide_weight = weight.float()
+            dx = _by_rows(lambda rows: rows.float() @ wide_weight, dy)
+        if needs_weight:
+            zero = weight.new_zeros((), dtype=torch.float32)
+            pairs = zip(_split(dy), _split(x), strict=True)
+            with torch.autocast("cpu", enabled=False):
+                total = sum((rows.t().float() @ inputs.float() for rows, inputs in pairs), start=zero)
+            dweight = total.to(weight.dtype)
+        rows = dy.reshape(-1, dy.shape[-1])
+        dbias = [rows.sum(0, dtype=torch.float32).to(dy.dtype) if needed else None for needed in needs_bias]
         return dx, dweight, *dbias
+
+
+def _split(x: Tensor) -> tuple[Tensor, ...]:
+    pieces: tuple[Tensor, ...] = torch.split(x.reshape(-1, x.shape[-1]), _ROWS)
+    return pieces
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function of the rows of x, each piece of the result rounded to the type of x."""
+    with torch.autocast("cpu", enabled=False):
+        pieces = [function(rows).to(x.dtype) for rows in _split(x)]
+    return torch.cat(pieces).reshape(*x.shape[:-1], pieces[0].shape[-1])

@@ -10,7 +10,7 @@ from megalodon_core.linear import linear
 from tolerance import relative_error
 
 HALVES = [torch.bfloat16, torch.float16]
-SHAPES = [((7, 12), 5), ((2, 9, 12), 33), ((0, 12), 5)]
+SHAPES = [((7, 12), 5), ((2, 9, 12), 33), ((0, 12), 5), ((12,), 5), ((1100, 12), 5)]
 
 
 @pytest.fixture(params=HALVES, ids=str)

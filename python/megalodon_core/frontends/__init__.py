@@ -31,7 +31,7 @@ class Frontend(Protocol):
     def Array(self) -> type[Any]: ...
 
     def forward(
-        self, spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
+        self, spec: Spec, inputs: tuple[Any, ...], attributes: Sequence[Any], donate_state: bool
     ) -> tuple[Any, ...]: ...
 
     def backward(

@@ -312,7 +312,7 @@ def register(spec: Spec) -> None:
 
 
 def forward(
-    spec: Spec, inputs: Sequence[Any], attributes: Sequence[Any], donate_state: bool
+    spec: Spec, inputs: tuple[Any, ...], attributes: Sequence[Any], donate_state: bool
 ) -> tuple[Any, ...]:
     """Outputs of the operator, differentiable by autograd. No use is made of a donation beside a gradient."""
     if _goes_straight(inputs):
