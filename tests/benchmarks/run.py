@@ -93,7 +93,6 @@ SECTIONS: dict[str, Callable[[], dict[str, float]]] = {
     "lengths": partial(scaling.in_kept_memory, "lengths"),
     "stream": scaling.stream,
     "threads": partial(scaling.in_kept_memory, "threads"),
-    "cache": scaling.in_cache,
     "isa": scaling.instruction_sets,
     "little": scaling.little,
 }

@@ -32,21 +32,16 @@ STREAM_MARKS = tuple(2**n for n in range(16, 21))
 OWN = [case for case in CASES if not case.note]
 SEQUENCE = [case for case in OWN if case.operator not in ("cema_coefficients", "chunk_attention")]
 """Operators over a length; chunk_attention, which is normalized_attention less its norm, is left out."""
-MEMORY_BOUND = [case for case in OWN if case.floor.unit == "copy" and any(case.activations)]
-CACHED = 256
-"""Tokens of which an operator's arrays stay in cache."""
 SMALL = Size(length=128, dim=64, ndim=16, groups=4, z_dim=16, value_dim=128, chunk_size=64)
 LEAST_WORK = Size(length=1, dim=16, ndim=1, groups=1, z_dim=2, value_dim=2, chunk_size=2)
 """So little that a call's time is its overhead."""
 
 
-def samples_of(
-    case: Case, size: Size, make: harness.MakeSide = harness.ours, dtype: torch.dtype = torch.float32
-) -> tuple[Sample, ...]:
-    """Forward and training samples; inputs repeat after 4096 tokens, cotangents are outputs."""
+def samples_of(case: Case, size: Size, make: harness.MakeSide = harness.ours) -> tuple[Sample, ...]:
+    """Forward and training samples in float32; inputs repeat after 4096 tokens, cotangents are outputs."""
     torch.manual_seed(0)
     short = replace(size, length=min(size.length, 4096))
-    inputs = case.draw(short, dtype)
+    inputs = case.draw(short, torch.float32)
     if size.length > short.length:
         inputs = tuple(
             torch.cat([x] * (size.length // short.length), dim=1) if activation else x
@@ -189,29 +184,6 @@ def threads() -> dict[str, float]:
     return figures
 
 
-def in_cache() -> dict[str, float]:
-    """`cache.<op>.<dtype>.<direction>`: the arithmetic of what memory bounds, over the copy of its tensors.
-
-    Half of one thread's time for as many elements, taken so few at a time that they stay in cache, over two
-    threads' copy of all. The more of it there is, the farther is the operator from the copy.
-    """
-    figures: dict[str, float] = {}
-    for case in MEMORY_BOUND:
-        moved = {direction: getattr(case.floor, direction)(FULL) for direction in DIRECTIONS}
-        for dtype in (torch.float32, torch.bfloat16):
-            pieces = samples_of(case, replace(FULL, length=CACHED), dtype=dtype)
-            copies = ceilings.copy(dtype, **{f"copy_{part}": count for part, count in moved.items()})
-            one, two = (
-                _settings(warm(samples), (threads,), torch.set_num_threads, 2, 0.3)
-                for samples, threads in ((pieces, 1), (copies, 2))
-            )
-            name = f"cache.{case.operator}.{str(dtype).removeprefix('torch.')}"
-            for direction in DIRECTIONS:
-                whole = one[direction][1] * (FULL.length / CACHED) / 2
-                figures[f"{name}.{direction}"] = whole / two[f"copy_{direction}"][2]
-    return figures
-
-
 def instruction_sets() -> dict[str, float]:
     """`isa.<op>.<direction>.<set>`: the set's time over the best set's, L = 2048."""
     best = runtime.isa()
@@ -228,11 +200,7 @@ def instruction_sets() -> dict[str, float]:
 
 
 def _settings(
-    samples: tuple[Sample, ...],
-    settings: Iterable[S],
-    use: Callable[[S], object],
-    usual: S,
-    seconds: float = 1.0,
+    samples: tuple[Sample, ...], settings: Iterable[S], use: Callable[[S], object], usual: S
 ) -> dict[str, dict[S, float]]:
     """Median seconds of the samples' parts under each setting, in turn: part -> setting -> seconds."""
 
@@ -245,9 +213,7 @@ def _settings(
 
     try:
         taken = interleave(
-            {(s, i): under(s, sample) for s in settings for i, sample in enumerate(samples)},
-            seconds,
-            least=3,
+            {(s, i): under(s, sample) for s in settings for i, sample in enumerate(samples)}, 1.0, least=3
         )
     finally:
         use(usual)

@@ -105,19 +105,6 @@ VIEWS = (
         ),
     ),
     View(
-        "what memory bounds, over the copy of its tensors: as measured above, and the arithmetic alone,\n"
-        "which is half of one thread's time for as many elements in cache",
-        tuple(
-            f"{case.operator}.{dtype}" for case in scaling.MEMORY_BOUND for dtype in ("float32", "bfloat16")
-        ),
-        (
-            ("fwd", "operator.{}.forward.over_floor"),
-            ("in cache", "cache.{}.forward"),
-            ("bwd", "operator.{}.backward.over_floor"),
-            ("in cache", "cache.{}.backward"),
-        ),
-    ),
-    View(
         "microseconds of a call with almost no work; plain PyTorch's microseconds at D = 64, L = 128, and\n"
         "its time over ours; recorded: under autograd, both: with backward",
         _OPERATORS,
