@@ -102,14 +102,8 @@ class Spec:
         )
 
     def spread_gradients(self, dy: Any, inputs: Sequence[Any], own: Sequence[Any]) -> tuple[Any, ...]:
-        """One gradient per input from the compiled backward's: None for absent and integer inputs.
-
-        `inputs` may be followed by what forward kept.
-        """
-        following = iter(own)
-        found = [
-            next(following) if slot == i and inputs[i] is not None else None
-            for i, slot in enumerate(self._gradient_slots)
-        ]
-        found += (None, dy)
+        """One gradient per input from the compiled backward's: None for absent and integer inputs."""
+        found = [*(None for _ in self.inputs), None, dy]
+        for i, gradient in zip(self.own_gradients(inputs), own, strict=True):
+            found[i] = gradient
         return tuple(found[slot] for slot in self._gradient_slots)

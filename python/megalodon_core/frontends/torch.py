@@ -138,18 +138,12 @@ def _differentiate(
     `saved` are the inputs and what forward kept.
     """
     inputs = saved[: len(spec.inputs)]
-    given = _cotangents(spec, grads, saved)
+    given = [grads[i] for i in spec.differentiable_outputs]
+    if given[0] is None:
+        given[0] = torch.zeros_like(inputs[spec.y_like], memory_format=torch.contiguous_format)
     _refuse_tangents(spec, (*given, *inputs))
     own = backward(*given, *saved, *attributes)
     return spec.spread_gradients(given[0], inputs, own)
-
-
-def _cotangents(spec: Spec, grads: Sequence[Any], saved: Sequence[Any]) -> Sequence[Any]:
-    """What backward takes of the gradients of all outputs: zeros for that of y where it is None."""
-    given = [grads[i] for i in spec.differentiable_outputs]
-    if given[0] is None:
-        given[0] = torch.zeros_like(saved[spec.y_like], memory_format=torch.contiguous_format)
-    return given
 
 
 class _Direct(torch.autograd.Function):
@@ -159,9 +153,6 @@ class _Direct(torch.autograd.Function):
     def forward(ctx: Any, spec: Spec, attributes: Sequence[Any], *inputs: Any) -> Any:
         ctx.set_materialize_grads(False)
         ctx.call = spec, attributes
-        if not spec.kept:
-            ctx.save_for_backward(*inputs)
-            return _forward(spec, *inputs, *attributes)
         outputs = _forward(spec, *inputs, *attributes, **_keeping(spec))
         ctx.save_for_backward(*inputs, *outputs[len(spec.outputs) :])
         return outputs[: len(spec.outputs)]
@@ -170,12 +161,11 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (spec, attributes), saved = ctx.call, ctx.saved_tensors
         # With create_graph=True the dispatcher's operator records that it has no backward of its own.
-        if torch.is_grad_enabled() or not _goes_straight((*saved, *grads)):
+        if _goes_straight((*saved, *grads)) and not torch.is_grad_enabled():
+            backward = partial(_backward, spec)
+        else:
             backward = getattr(torch.ops.megalodon_core, f"{spec.name}_backward")
-            return (None, None, *_differentiate(spec, backward, grads, saved, attributes))
-        given = _cotangents(spec, grads, saved)
-        own = _backward(spec, *given, *saved, *attributes)
-        return (None, None, *spec.spread_gradients(given[0], saved, own))
+        return (None, None, *_differentiate(spec, backward, grads, saved, attributes))
 
 
 # `_Direct.apply` without what it does for transforms, of which there are none where it is called.
